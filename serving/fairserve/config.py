@@ -1,0 +1,236 @@
+"""The configuration that the operator (or `fairserve up`) writes and the sidecar reads.
+
+One document per pool: JSON, validated whole, unknown fields refused, frozen. It holds no secret: API
+keys travel as HMAC-SHA256 digests under the document's own salt. `generation` orders documents of one
+pool; `content_hash` is the SHA-256 of everything but `generation`, in canonical JSON, so that two
+compilations of the same objects are equal byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fairserve.core import settings as core
+from fairserve.core.calls import Policy, ThrottlingMode
+from fairserve.overload.settings import OnStale
+
+#: Bumped when a document of this version can't be read by older sidecars.
+FORMAT = 1
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LimitConfig(_Document):
+    """At most `count` admitted interactions in any `window_s` seconds."""
+
+    count: Annotated[int, Field(ge=1)]
+    window_s: Seconds
+
+    def settings(self) -> core.Limit:
+        """The core's value of it."""
+        return core.Limit(self.count, self.window_s)
+
+
+class TenantConfig(_Document):
+    """One tenant. Weights divide the pool's service between tenants."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+    per_user: LimitConfig | None = None
+    total: LimitConfig | None = None
+    max_queued_requests: Annotated[int, Field(ge=1)] = 10_000
+    max_wait_s: Seconds = 600.0
+
+    def settings(self) -> core.TenantSettings:
+        """The core's value of it."""
+        return core.TenantSettings(
+            name=self.name,
+            weight=self.weight,
+            per_user=self.per_user and self.per_user.settings(),
+            total=self.total and self.total.settings(),
+            queue=core.QueueBounds(self.max_queued_requests, self.max_wait_s),
+        )
+
+
+class ApplicationConfig(_Document):
+    """One application: the profile that normalises cost, and its own limits."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+    input_tokens: PositiveFloat
+    system_tokens: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    output_tokens: PositiveFloat
+    per_user: LimitConfig | None = None
+    per_tenant: LimitConfig | None = None
+    idle_timeout_s: Seconds = 300.0
+    max_calls: Annotated[int, Field(ge=1)] = 100
+    max_duration_s: Seconds = 3600.0
+
+    @model_validator(mode="after")
+    def _system_is_part_of_input(self) -> Self:
+        if self.system_tokens > self.input_tokens:
+            raise ValueError(f"application {self.name}: system_tokens exceeds input_tokens, which includes it")
+        return self
+
+    def settings(self) -> core.ApplicationSettings:
+        """The core's value of it."""
+        return core.ApplicationSettings(
+            name=self.name,
+            profile=core.Profile(self.input_tokens, self.output_tokens, self.system_tokens),
+            weight=self.weight,
+            per_user=self.per_user and self.per_user.settings(),
+            per_tenant=self.per_tenant and self.per_tenant.settings(),
+            interaction=core.InteractionRules(self.idle_timeout_s, self.max_calls, self.max_duration_s),
+        )
+
+
+class ApiKeyConfig(_Document):
+    """Whoever presents the key with this digest is `tenant`, and calls `application` where one is pinned."""
+
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tenant: str
+    application: str | None = None
+
+
+class HeaderIdentityConfig(_Document):
+    """A header with this value, from a trusted proxy, is `tenant`. `name` is lower case."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
+    value: str
+    tenant: str
+
+
+class IdentityConfig(_Document):
+    """How callers are told apart. `salt` keys the digests; it is no secret worth stealing but is kept in a
+    Secret all the same, because it allows guessing weak keys offline."""
+
+    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{32,}$")]
+    api_keys: tuple[ApiKeyConfig, ...] = ()
+    headers: tuple[HeaderIdentityConfig, ...] = ()
+    #: CIDR blocks of the hops whose identity headers are believed.
+    trusted_proxies: tuple[str, ...] = ()
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for block in value:
+            ipaddress.ip_network(block)
+        return value
+
+
+class TokenWeightsConfig(_Document):
+    """Price of one token of each kind, relative to one uncached input token."""
+
+    input: PositiveFloat = 1.0
+    cached: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    system: PositiveFloat = 1.0
+    output: PositiveFloat = 2.0
+
+
+class SchedulerConfigSection(_Document):
+    """Order of calls and what they cost."""
+
+    policy: Policy = Policy.FAIRSERVE
+    normalisation: Annotated[float, Field(ge=0, le=1)] = 0.8
+    token_weights: TokenWeightsConfig = TokenWeightsConfig()
+    continuation_head_start: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+
+class OverloadConfig(_Document):
+    """What the sidecar does with the operator's verdict, and without one."""
+
+    stale_after_s: Seconds = 30.0
+    on_stale: OnStale = OnStale.HOLD
+    #: Whether this pod's own saturation >= 1 arms OIT as well.
+    arm_locally: bool = False
+
+
+class SchedulerConfig(_Document):
+    """The whole document."""
+
+    format: Literal[1] = FORMAT
+    pool: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]  #: "namespace/name"
+    generation: Annotated[int, Field(ge=0)] = 0
+    mode: ThrottlingMode = ThrottlingMode.ENFORCE
+    scheduler: SchedulerConfigSection = SchedulerConfigSection()
+    overload: OverloadConfig = OverloadConfig()
+    identity: IdentityConfig
+    #: None: callers nobody claims get 401.
+    default_tenant: TenantConfig | None = None
+    tenants: tuple[TenantConfig, ...] = ()
+    applications: tuple[ApplicationConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _references_resolve(self) -> Self:
+        tenants = _unique("tenants", [t.name for t in self.tenants])
+        applications = _unique("applications", [a.name for a in self.applications])
+        _unique("identity.api_keys", [k.digest for k in self.identity.api_keys])
+        _unique("identity.headers", [f"{h.name}: {h.value}" for h in self.identity.headers])
+        for key in self.identity.api_keys:
+            if key.tenant not in tenants:
+                raise ValueError(f"identity.api_keys: unknown tenant {key.tenant!r}")
+            if key.application is not None and key.application not in applications:
+                raise ValueError(f"identity.api_keys: unknown application {key.application!r}")
+        for header in self.identity.headers:
+            if header.tenant not in tenants:
+                raise ValueError(f"identity.headers: unknown tenant {header.tenant!r}")
+        return self
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of everything but `generation`."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"generation"}))).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """The document as canonical JSON."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a document. Raises pydantic's ValidationError, which names every wrong field."""
+        return cls.model_validate_json(data)
+
+    def settings(self) -> core.Settings:
+        """What the core decides by."""
+        weights = self.scheduler.token_weights
+        return core.Settings(
+            policy=self.scheduler.policy,
+            mode=self.mode,
+            normalisation=self.scheduler.normalisation,
+            tokens=core.TokenWeights(weights.input, weights.cached, weights.system, weights.output),
+            continuation_head_start=self.scheduler.continuation_head_start,
+            tenants=MappingProxyType({t.name: t.settings() for t in self.tenants}),
+            applications=MappingProxyType({a.name: a.settings() for a in self.applications}),
+            default_tenant=self.default_tenant and self.default_tenant.settings(),
+        )
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def key_digest(salt: str, key: str) -> str:
+    """HMAC-SHA256 (hex) of an API key under the document's salt (hex)."""
+    return hmac.new(bytes.fromhex(salt), key.encode(), hashlib.sha256).hexdigest()
+
+
+def _unique(where: str, names: list[str]) -> frozenset[str]:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{where}: {name!r} appears twice")
+        seen.add(name)
+    return frozenset(seen)
