@@ -1,0 +1,78 @@
+"""Group `fairserve.dev`, version `v1alpha1`: what users write and what they are told.
+
+The models are the single source of the CRDs (`crds/`) and of the API reference; their descriptions are
+written for users. Defaults live here and not in the CRD schema: the operator and the API server write
+nothing into a spec, so GitOps tools see no drift.
+"""
+
+from fairserve_operator.api.v1alpha1.application import (
+    ApplicationInteractionLimits,
+    ApplicationSpec,
+    ApplicationStatus,
+    Interaction,
+    Profile,
+)
+from fairserve_operator.api.v1alpha1.fields import InteractionLimit, duration_s
+from fairserve_operator.api.v1alpha1.servingpool import (
+    DEFAULT_SIGNALS,
+    Builtin,
+    DefaultTenant,
+    Overload,
+    OverloadSignal,
+    Prometheus,
+    Scheduler,
+    Selector,
+    ServingPoolSpec,
+    ServingPoolStatus,
+    Sidecar,
+    Throttling,
+    TokenWeights,
+)
+from fairserve_operator.api.v1alpha1.tenant import (
+    ApiKey,
+    HeaderIdentity,
+    Identity,
+    Queue,
+    SecretKeyRef,
+    TenantInteractionLimits,
+    TenantSpec,
+    TenantStatus,
+)
+
+GROUP = "fairserve.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+__all__ = [
+    "API_VERSION",
+    "DEFAULT_SIGNALS",
+    "GROUP",
+    "VERSION",
+    "ApiKey",
+    "ApplicationInteractionLimits",
+    "ApplicationSpec",
+    "ApplicationStatus",
+    "Builtin",
+    "DefaultTenant",
+    "HeaderIdentity",
+    "Identity",
+    "Interaction",
+    "InteractionLimit",
+    "Overload",
+    "OverloadSignal",
+    "Profile",
+    "Prometheus",
+    "Queue",
+    "Scheduler",
+    "SecretKeyRef",
+    "Selector",
+    "ServingPoolSpec",
+    "ServingPoolStatus",
+    "Sidecar",
+    "TenantInteractionLimits",
+    "TenantSpec",
+    "TenantStatus",
+    "Throttling",
+    "TokenWeights",
+    "duration_s",
+]

@@ -1,0 +1,138 @@
+"""Field types that the three kinds share, and the base of their models.
+
+Numbers and booleans are strict, because the API server is: `weight: "3"` is an error in a cluster and
+must be one in `fairserve up` as well. A rule that the schema language can't say is written twice, as a
+validator here and as CEL beside it (`cel`), with the same message.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class Model(BaseModel):
+    """Frozen, camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+
+def cel(*rules: tuple[str, str]) -> dict[str, Any]:
+    """`json_schema_extra` with CEL rules, each (expression, message)."""
+    return {
+        "x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in rules],
+    }
+
+
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_DURATION_PART = re.compile(r"([0-9]+)(h|ms|m|s)")
+
+#: Go's notation without fractions and signs, as in Gateway API; CEL's duration() reads the same.
+DURATION_PATTERN = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"
+
+
+def duration_s(text: str) -> float:
+    """Seconds in a duration such as 500ms, 30s or 1h30m that its model has accepted."""
+    return sum(int(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(text))
+
+
+def _is_positive(text: str) -> str:
+    if duration_s(text) <= 0:
+        raise ValueError("must be longer than 0s")
+    return text
+
+
+def _is_not_tiny(weight: float) -> float:
+    if weight < MIN_WEIGHT:
+        raise ValueError(f"must be at least {MIN_WEIGHT}")
+    return weight
+
+
+#: Keeps counters (cost divided by weight) far from what a float can hold.
+MIN_WEIGHT = 0.000001
+
+DurationOrZero = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=24)]
+Duration = Annotated[
+    str,
+    Field(
+        pattern=DURATION_PATTERN,
+        max_length=24,
+        json_schema_extra=cel(("duration(self) > duration('0s')", "must be longer than 0s")),
+    ),
+    AfterValidator(_is_positive),
+]
+Weight = Annotated[
+    float,
+    Field(
+        strict=True,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        json_schema_extra=cel(("self >= 0.000001", "must be at least 0.000001")),
+    ),
+    AfterValidator(_is_not_tiny),
+]
+Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
+Tokens = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
+Flag = Annotated[bool, Field(strict=True)]
+Name = Annotated[
+    str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
+]
+
+
+class InteractionLimit(Model):
+    """At most `count` interactions may begin in any `window`."""
+
+    count: Count = Field(description="How many interactions may begin in any `window`, at least 1.")
+    window: Duration = Field(description="Length of the sliding window, such as 60s, 10m or 1h30m.")
+
+
+class StatusCondition(Model):
+    """One condition, as everywhere in Kubernetes."""
+
+    type: Annotated[str, Field(max_length=316)] = Field(
+        description="Accepted, ResolvedRefs, Programmed, Ready; on a ServingPool Overloaded; "
+        "Conflicted while another object claims the same."
+    )
+    status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})] = Field(
+        description="True, False or Unknown."
+    )
+    reason: Annotated[str, Field(max_length=1024)] = Field(description="The cause in one CamelCase word.")
+    message: Annotated[str, Field(max_length=32768)] = Field(
+        description="The cause in a sentence that names object and field."
+    )
+    observed_generation: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The metadata.generation that the condition is about."
+    )
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] = Field(
+        description="When `status` changed last."
+    )
+
+
+Conditions = Annotated[
+    tuple[StatusCondition, ...],
+    Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+]
+
+
+class CommonStatus(Model):
+    """What every kind's status has."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The metadata.generation that this status is about."
+    )
+    conditions: Conditions = Field(
+        (),
+        description="Accepted: the spec is well formed. ResolvedRefs: what it refers to exists. "
+        "Programmed: every pod's sidecar has acknowledged it. Ready: all of these.",
+    )

@@ -1,0 +1,378 @@
+"""ServingPool: which vLLM pods are shared, and how."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from fairserve_operator.api.v1alpha1.fields import (
+    CommonStatus,
+    Duration,
+    DurationOrZero,
+    Flag,
+    Model,
+    Name,
+    Weight,
+    cel,
+    duration_s,
+)
+from fairserve_operator.api.v1alpha1.tenant import Queue, TenantInteractionLimits
+
+Builtin = Literal["QueueWait", "Saturation", "KVCacheUse", "EngineWaiting"]
+Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+Price = Annotated[float, Field(strict=True, gt=0, le=1_000_000, allow_inf_nan=False)]
+
+_PORTS_DIFFER = "port and controlPort must differ"
+_FAIRSERVE_ONLY = "normalisation and continuationHeadStart apply to policy FairServe only"
+_BUILTIN_XOR_QUERY = "exactly one of builtin, query is allowed"
+_CLEAR_BELOW = "clearThreshold must be below threshold"
+_STALE_AFTER = "staleAfter must be longer than evaluationInterval"
+_REJECT_EXCLUDES = "mode Reject admits nobody, so weight, interactionLimits and queue must be unset"
+
+
+def _is_network(block: str) -> str:
+    ipaddress.ip_network(block)
+    return block
+
+
+class Selector(Model):
+    """Which pods."""
+
+    match_labels: Annotated[
+        dict[
+            Annotated[str, StringConstraints(max_length=317)], Annotated[str, StringConstraints(max_length=63)]
+        ],
+        Field(min_length=1, max_length=32),
+    ] = Field(description="Labels that a pod of the pool has, all of them.")
+
+
+class Sidecar(Model):
+    """Where the sidecar listens in each pod."""
+
+    model_config = {
+        "json_schema_extra": cel(
+            (
+                "(has(self.port) ? self.port : 8000) != (has(self.controlPort) ? self.controlPort : 8001)",
+                _PORTS_DIFFER,
+            )
+        )
+    }
+
+    port: Port = Field(8000, description="Port for clients, which also serves /metrics. Default: 8000.")
+    control_port: Port = Field(
+        8001, description="Port on which the operator reaches the sidecar. Default: 8001."
+    )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port == self.control_port:
+            raise ValueError(_PORTS_DIFFER)
+        return self
+
+
+class TokenWeights(Model):
+    """Price of one token of each kind."""
+
+    input: Price = Field(1.0, description="An uncached prompt token, more than 0. Default: 1.")
+    cached: Annotated[float, Field(strict=True, ge=0, le=1_000_000, allow_inf_nan=False)] = Field(
+        0.1, description="A prompt token found in the prefix cache, at least 0. Default: 0.1."
+    )
+    system: Price = Field(
+        1.0, description="A token of the application's own fixed prompt, more than 0. Default: 1."
+    )
+    output: Price = Field(2.0, description="A generated token, more than 0. Default: 2.")
+
+
+class Scheduler(Model):
+    """Which call goes next and what a call costs."""
+
+    model_config = {
+        "json_schema_extra": cel(
+            (
+                "!has(self.policy) || self.policy == 'FairServe' || "
+                "(!has(self.normalisation) && !has(self.continuationHeadStart))",
+                _FAIRSERVE_ONLY,
+            )
+        )
+    }
+
+    policy: Literal["FairServe", "VTC", "FCFS"] = Field(
+        "FairServe",
+        description="FairServe: weighted service counters on costs normalised by application. VTC: plain token "
+        "counters. FCFS: order of arrival, no fairness. Default: FairServe.",
+    )
+    normalisation: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="How far a call's cost is measured by its own application (1) rather than by the pool's "
+        "typical call (0). Below 1, naming the wrong application gains at most a factor 1/(1 - normalisation). "
+        "Only with policy FairServe. Default: 0.8.",
+    )
+    token_weights: TokenWeights = Field(
+        TokenWeights(), description="Price of one token of each kind. Unset: the defaults of its fields."
+    )
+    continuation_head_start: (
+        Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)] | None
+    ) = Field(
+        None,
+        description="How far a call that continues an interaction may run ahead of another user's turn, in "
+        "typical calls. Only with policy FairServe. Default: 1.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_fit_policy(self) -> Self:
+        refinements = (self.normalisation, self.continuation_head_start)
+        if self.policy != "FairServe" and any(value is not None for value in refinements):
+            raise ValueError(_FAIRSERVE_ONLY)
+        return self
+
+
+class Prometheus(Model):
+    """Where signals are read."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[!-~]+$", max_length=1024)] = Field(
+        description="Base URL of a Prometheus that scrapes the pool's pods."
+    )
+
+
+class OverloadSignal(Model):
+    """One number that tells of overload."""
+
+    model_config = {
+        "json_schema_extra": cel(
+            ("[has(self.builtin), has(self.query)].filter(x, x).size() == 1", _BUILTIN_XOR_QUERY),
+            ("!has(self.clearThreshold) || self.clearThreshold < self.threshold", _CLEAR_BELOW),
+        )
+    }
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = Field(
+        description="Name of the signal in conditions and events, unique in the pool."
+    )
+    builtin: Builtin | None = Field(
+        None,
+        description="QueueWait: seconds that the longest waiting call of any pod has waited. Saturation: mean "
+        "saturation of the pods, where 1 is full. KVCacheUse: mean use of the KV cache, 0 to 1. EngineWaiting: "
+        "calls waiting inside the engines, in sum; it stays low behind sidecars.",
+    )
+    query: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="PromQL that yields exactly one number which grows with load."
+    )
+    threshold: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = Field(
+        description="The signal is up when it has been at or above this for `for`. More than 0."
+    )
+    clear_threshold: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="The signal is down when it is below this; in between it stays what it was. "
+        "Less than `threshold`. Default: 80 % of `threshold`.",
+    )
+    for_: DurationOrZero = Field(
+        "0s", alias="for", description="How long it must be at or above `threshold`. Default: 0s."
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.builtin is None) == (self.query is None):
+            raise ValueError(_BUILTIN_XOR_QUERY)
+        if self.clear_threshold is not None and self.clear_threshold >= self.threshold:
+            raise ValueError(_CLEAR_BELOW)
+        return self
+
+
+DEFAULT_SIGNALS = (
+    OverloadSignal(name="queue-wait", builtin="QueueWait", threshold=5.0, clear_threshold=1.0, for_="10s"),
+    OverloadSignal(name="saturation", builtin="Saturation", threshold=1.0, clear_threshold=0.8, for_="10s"),
+    OverloadSignal(
+        name="kv-cache-use", builtin="KVCacheUse", threshold=0.95, clear_threshold=0.8, for_="10s"
+    ),
+)
+
+
+class Overload(Model):
+    """When the pool counts as overloaded."""
+
+    model_config = {
+        "json_schema_extra": cel(
+            (
+                "duration(has(self.staleAfter) ? self.staleAfter : '30s') > "
+                "duration(has(self.evaluationInterval) ? self.evaluationInterval : '5s')",
+                _STALE_AFTER,
+            )
+        )
+    }
+
+    prometheus: Prometheus | None = Field(
+        None,
+        description="Where signals are read. Unset: the operator evaluates no signal, and only `armLocally` "
+        "and `onStale` can refuse anybody.",
+    )
+    signals: Annotated[
+        tuple[OverloadSignal, ...],
+        Field(
+            min_length=1,
+            max_length=16,
+            json_schema_extra={
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["name"],
+            },
+        ),
+    ] = Field(
+        DEFAULT_SIGNALS,
+        description="The pool is overloaded while any of these is up. Default: QueueWait 5 (clear 1), "
+        "Saturation 1 (clear 0.8) and KVCacheUse 0.95 (clear 0.8), each for 10s.",
+    )
+    evaluation_interval: Duration = Field("5s", description="Time between two evaluations. Default: 5s.")
+    stale_after: Duration = Field(
+        "30s",
+        description="A signal without a value for this long is ignored; when all are, `onStale` decides. Also "
+        "how long a sidecar believes the operator's last word. Longer than `evaluationInterval`. Default: 30s.",
+    )
+    on_stale: Literal["Hold", "Arm", "Disarm"] = Field(
+        "Hold",
+        description="What happens when nothing trustworthy is known. Hold: the last state stays. Arm: act as "
+        "overloaded. Disarm: act as not overloaded. Default: Hold.",
+    )
+    hold_down: DurationOrZero = Field(
+        "10s",
+        description="The pool stays overloaded for this long after the last signal cleared. Default: 10s.",
+    )
+    arm_locally: Flag = Field(
+        False, description="Whether a pod whose own saturation is 1 or more refuses by itself. Default: false."
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if duration_s(self.stale_after) <= duration_s(self.evaluation_interval):
+            raise ValueError(_STALE_AFTER)
+        seen: set[str] = set()
+        for signal in self.signals:
+            if signal.name in seen:
+                raise ValueError(f"signals: two are named {signal.name}")
+            seen.add(signal.name)
+        return self
+
+
+class Throttling(Model):
+    """What happens to calls over an interaction limit while the pool is overloaded."""
+
+    mode: Literal["Enforce", "Shadow"] = Field(
+        "Enforce",
+        description="Enforce: they are refused. Shadow: they are counted and served. Default: Enforce.",
+    )
+
+
+class DefaultTenant(Model):
+    """What becomes of callers that no Tenant claims."""
+
+    model_config = {
+        "json_schema_extra": cel(
+            (
+                "self.mode != 'Reject' || (!has(self.weight) && !has(self.interactionLimits) && !has(self.queue))",
+                _REJECT_EXCLUDES,
+            )
+        )
+    }
+
+    mode: Literal["Admit", "Reject"] = Field(
+        description="Admit: they share as one tenant with the settings below. Reject: they get 401."
+    )
+    weight: Weight | None = Field(None, description="As of a Tenant. Default: 1.")
+    interaction_limits: TenantInteractionLimits | None = Field(
+        None, description="As of a Tenant. Unset: no limit."
+    )
+    queue: Queue | None = Field(None, description="As of a Tenant. Unset: the defaults of its fields.")
+
+    @model_validator(mode="after")
+    def _reject_has_no_settings(self) -> Self:
+        settings = (self.weight, self.interaction_limits, self.queue)
+        if self.mode == "Reject" and any(value is not None for value in settings):
+            raise ValueError(_REJECT_EXCLUDES)
+        return self
+
+
+class ServingPoolSpec(Model):
+    """The vLLM pods that all Tenants of the namespace share, and how they are shared."""
+
+    selector: Selector = Field(
+        description="Which pods of the namespace. Where the labels of one pool include those of another, "
+        "the older pool has the pods."
+    )
+    sidecar: Sidecar = Field(
+        Sidecar(), description="Where the sidecar listens. Unset: the defaults of its fields."
+    )
+    scheduler: Scheduler = Field(
+        Scheduler(),
+        description="Which call goes next and what a call costs. Unset: the defaults of its fields.",
+    )
+    overload: Overload = Field(
+        Overload(), description="When the pool counts as overloaded. Unset: the defaults of its fields."
+    )
+    throttling: Throttling = Field(
+        Throttling(),
+        description="What happens to calls over a limit while overloaded. Unset: the defaults of its fields.",
+    )
+    default_tenant: DefaultTenant | None = Field(
+        None, description="What becomes of callers that no Tenant claims. Unset: they get 401."
+    )
+    trusted_proxies: Annotated[
+        tuple[
+            Annotated[
+                str, Field(pattern=r"^[0-9a-fA-F:.]+/[0-9]{1,3}$", max_length=64), AfterValidator(_is_network)
+            ],
+            ...,
+        ],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(
+        (),
+        description="CIDR blocks of the proxies whose identity headers are believed, such as 10.0.0.0/8. "
+        "Unset: nobody's are.",
+    )
+
+
+class PodBehind(Model):
+    """A pod whose sidecar does not run the newest configuration."""
+
+    pod: Name = Field(description="Name of the pod.")
+    generation: int | None = Field(
+        None, description="The configuration it acknowledged last. Unset: none yet."
+    )
+    error: str | None = Field(None, description="Why the last attempt failed. Unset: it did not.")
+    last_ack_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = Field(
+        None, description="When it acknowledged last. Unset: never."
+    )
+
+
+class Pods(Model):
+    """How far the pool's configuration has come."""
+
+    total: Annotated[int, Field(ge=0)] = Field(description="Pods of the pool.")
+    programmed: Annotated[int, Field(ge=0)] = Field(description="Those that run `generation`.")
+    behind: Annotated[
+        tuple[PodBehind, ...],
+        Field(
+            max_length=10,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["pod"]},
+        ),
+    ] = Field((), description="Those that don't, the ten furthest behind.")
+
+
+class OverloadStatus(Model):
+    """The overload state, as of its last transition."""
+
+    since: Annotated[str, Field(json_schema_extra={"format": "date-time"})] = Field(
+        description="When the pool became overloaded, or ceased to be."
+    )
+    signal: str | None = Field(None, description="The signal that tells most. Unset: none does.")
+    value: float | None = Field(None, description="Its value when it was noted.")
+
+
+class ServingPoolStatus(CommonStatus):
+    """What is known of a ServingPool."""
+
+    generation: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Generation of the configuration that the pods should run."
+    )
+    policy: str | None = Field(None, description="The policy in force, the default included.")
+    programmed: str | None = Field(None, description="`pods.programmed` of `pods.total`: `2/3`.")
+    pods: Pods | None = Field(None, description="How far the configuration has come.")
+    overload: OverloadStatus | None = Field(None, description="The overload state.")

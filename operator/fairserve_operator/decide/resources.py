@@ -1,0 +1,58 @@
+"""Objects as the API server or a folder gave them, before anybody believes what they say.
+
+These are the inputs of every decision: raw specs with just enough metadata to order and name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+TENANT = "Tenant"
+APPLICATION = "Application"
+SERVING_POOL = "ServingPool"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectKey:
+    """Which object: unique at one time, reused after deletion (the uid is not)."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f'{self.kind} "{self.name}"'
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One object. `created` is its creation time as RFC 3339, or empty; the older of two wins a conflict.
+
+    `spec` is raw: whatever the API server stored or a file said.
+    """
+
+    key: ObjectKey
+    uid: str
+    generation: int
+    created: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SecretRef:
+    """One entry of one Secret."""
+
+    namespace: str
+    name: str
+    key: str
+
+
+class SecretProblem(StrEnum):
+    """Why there is no digest for a SecretRef."""
+
+    SECRET_MISSING = "SecretMissing"
+    KEY_MISSING = "SecretKeyMissing"
+    EMPTY = "SecretEmpty"

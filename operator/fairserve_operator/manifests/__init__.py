@@ -1,0 +1,1 @@
+"""From decisions to Kubernetes objects as plain dicts: pure, no client, no clock."""
