@@ -2,15 +2,77 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
+
+from fairserve import __version__
 
 app = typer.Typer(
     name="fairserve",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Fair LLM serving: share one pool of vLLM engines between teams by weight.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def fairserve(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Share one pool of vLLM engines between teams by weight."""
+
+
+@app.command()
+def emulator(
+    listen: Annotated[str, typer.Option(help="Address to serve on, HOST:PORT.")] = "127.0.0.1:8100",
+    served_model_name: Annotated[
+        str, typer.Option(help="The model's name in requests and answers.")
+    ] = "emulated",
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences in one batch, at most.", min=1)] = 64,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(help="Tokens computed in one step, at most.", min=1)
+    ] = 2048,
+    kv_tokens: Annotated[int, typer.Option(help="Size of the KV pool, in tokens.", min=1)] = 65_536,
+    max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and output together.", min=1)] = 8192,
+    step_ms: Annotated[
+        float, typer.Option(help="Time of one step before what its tokens cost, in milliseconds.", min=0.1)
+    ] = 10.0,
+    cost_scale: Annotated[
+        float,
+        typer.Option(
+            help="How much a step's tokens cost: 1 is the fit for Llama-2-7B on an A10G (VTC, OSDI '24).",
+            min=0.0,
+        ),
+    ] = 0.25,
+) -> None:
+    """Serve vLLM's API without a model, for trying out and for tests.
+
+    Text is made up, contention is real: batch slots, the step's token budget, the KV pool and preemption
+    behave as in vLLM. Prefix caching is not emulated.
+
+    Example: `fairserve emulator --listen 127.0.0.1:8100 --max-num-seqs 16 --kv-tokens 16384`
+    """
+    from fairserve.local.addresses import host_and_port
+    from fairserve.local.emulator.serve import serve
+    from fairserve.local.emulator.server import NOTICE
+    from fairserve.local.emulator.steps import EngineLimits, StepCost
+
+    try:
+        host, port = host_and_port(listen)
+        limits = EngineLimits(max_num_seqs, max_num_batched_tokens, kv_tokens, max_model_len)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{NOTICE}; listening on http://{listen}")
+    serve(host, port, limits, StepCost(step_ms, cost_scale), served_model_name)
 
 
 def main() -> None:
