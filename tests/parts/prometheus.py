@@ -121,6 +121,8 @@ class Prometheus:
                 f"--config.file={config_file}",
                 f"--storage.tsdb.path={self.directory / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
+                # Changed targets take effect at once; the default gathers them for five seconds.
+                "--scrape.discovery-reload-interval=100ms",
             ],
             self.directory / "prometheus.log",
         )

@@ -20,7 +20,11 @@ A team that sends many calls at once makes the other teams wait, unless the serv
 The scheduler counts the tokens that each team has used and lets the one with the fewest go first.
 When the engine is full, new calls wait in a queue; when it is empty, anyone may use all of it.
 Tell me a story about a river, a bridge and the people who cross it every morning.
-What is the answer? 0123456789
+What is the answer? Numbers such as 0123456789 have no meaning here, and neither has anything else.
+Please summarize the following document in three short paragraphs, then translate them into another language.
+Yesterday a heavy storm closed the northern railway; engineers hope to open one track again before the weekend.
+def handle(request): return {"status": 200, "body": "hello, world"}
+Every morning the baker opens his shop at six, sells warm bread until noon, and spends the afternoon reading.
 """
 
 _CHAT_TEMPLATE = (
