@@ -21,9 +21,6 @@ from fairserve.core import settings as core
 from fairserve.core.calls import Policy, ThrottlingMode
 from fairserve.overload.settings import OnStale
 
-#: Bumped when a document of this version can't be read by older sidecars.
-FORMAT = 1
-
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -58,8 +55,8 @@ class TenantConfig(_Document):
         return core.TenantSettings(
             name=self.name,
             weight=self.weight,
-            per_user=self.per_user and self.per_user.settings(),
-            total=self.total and self.total.settings(),
+            per_user=_limit(self.per_user),
+            total=_limit(self.total),
             queue=core.QueueBounds(self.max_queued_requests, self.max_wait_s),
         )
 
@@ -81,7 +78,7 @@ class ApplicationConfig(_Document):
     @model_validator(mode="after")
     def _system_is_part_of_input(self) -> Self:
         if self.system_tokens > self.input_tokens:
-            raise ValueError(f"application {self.name}: system_tokens exceeds input_tokens, which includes it")
+            raise ValueError(f"application {self.name}: system_tokens exceeds input_tokens, its whole")
         return self
 
     def settings(self) -> core.ApplicationSettings:
@@ -90,8 +87,8 @@ class ApplicationConfig(_Document):
             name=self.name,
             profile=core.Profile(self.input_tokens, self.output_tokens, self.system_tokens),
             weight=self.weight,
-            per_user=self.per_user and self.per_user.settings(),
-            per_tenant=self.per_tenant and self.per_tenant.settings(),
+            per_user=_limit(self.per_user),
+            per_tenant=_limit(self.per_tenant),
             interaction=core.InteractionRules(self.idle_timeout_s, self.max_calls, self.max_duration_s),
         )
 
@@ -114,7 +111,8 @@ class HeaderIdentityConfig(_Document):
 
 class IdentityConfig(_Document):
     """How callers are told apart. `salt` keys the digests; it is no secret worth stealing but is kept in a
-    Secret all the same, because it allows guessing weak keys offline."""
+    Secret all the same, because it allows guessing weak keys offline.
+    """
 
     salt: Annotated[str, Field(pattern=r"^[0-9a-f]{32,}$")]
     api_keys: tuple[ApiKeyConfig, ...] = ()
@@ -143,6 +141,7 @@ class SchedulerConfigSection(_Document):
     """Order of calls and what they cost."""
 
     policy: Policy = Policy.FAIRSERVE
+    #: λ: 1 is FairServe, 0 the plain token counter.
     normalisation: Annotated[float, Field(ge=0, le=1)] = 0.8
     token_weights: TokenWeightsConfig = TokenWeightsConfig()
     continuation_head_start: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -160,7 +159,8 @@ class OverloadConfig(_Document):
 class SchedulerConfig(_Document):
     """The whole document."""
 
-    format: Literal[1] = FORMAT
+    #: Another number when older sidecars can't read the document.
+    format: Literal[1] = 1
     pool: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]  #: "namespace/name"
     generation: Annotated[int, Field(ge=0)] = 0
     mode: ThrottlingMode = ThrottlingMode.ENFORCE
@@ -191,7 +191,8 @@ class SchedulerConfig(_Document):
     @property
     def content_hash(self) -> str:
         """SHA-256 (hex) of the canonical JSON of everything but `generation`."""
-        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"generation"}))).hexdigest()
+        content = self.model_dump(mode="json", exclude={"generation"})
+        return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The document as canonical JSON."""
@@ -213,7 +214,7 @@ class SchedulerConfig(_Document):
             continuation_head_start=self.scheduler.continuation_head_start,
             tenants=MappingProxyType({t.name: t.settings() for t in self.tenants}),
             applications=MappingProxyType({a.name: a.settings() for a in self.applications}),
-            default_tenant=self.default_tenant and self.default_tenant.settings(),
+            default_tenant=None if self.default_tenant is None else self.default_tenant.settings(),
         )
 
 
@@ -234,3 +235,7 @@ def _unique(where: str, names: list[str]) -> frozenset[str]:
             raise ValueError(f"{where}: {name!r} appears twice")
         seen.add(name)
     return frozenset(seen)
+
+
+def _limit(limit: LimitConfig | None) -> core.Limit | None:
+    return None if limit is None else limit.settings()

@@ -37,7 +37,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a typical call of an application looks like, in tokens. `input_tokens` includes `system_tokens`."""
+    """A typical call of an application, in tokens. `input_tokens` includes `system_tokens`."""
 
     input_tokens: float
     output_tokens: float

@@ -17,7 +17,8 @@ class OnStale(StrEnum):
 @dataclass(frozen=True, slots=True)
 class SignalSettings:
     """One number that tells of overload: at or above `threshold` for `for_s` it is up, below
-    `clear_threshold` it is down, in between it stays what it was."""
+    `clear_threshold` it is down, in between it stays what it was.
+    """
 
     name: str
     threshold: float
@@ -38,7 +39,8 @@ class OverloadSettings:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One reading of one signal. `value` is None where the query failed, was empty or was not a number:
-    that is staleness, never zero."""
+    that is staleness, never zero.
+    """
 
     signal: str
     value: float | None

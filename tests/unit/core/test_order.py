@@ -1,0 +1,204 @@
+"""Which call goes next."""
+
+import dataclasses
+from types import MappingProxyType
+
+import pytest
+
+from fairserve.core import ApplicationSettings, Outcome, Policy, Profile, TenantSettings, Usage
+
+
+def shares(rig, rounds=400):
+    """Calls served per tenant while both keep 8 calls of one size waiting."""
+    served = {"a": 0, "b": 0}
+    for tenant in served:
+        while rig.scheduler.backlog.tenant(tenant).queued < 8:
+            rig.enqueue(tenant)
+    for _ in range(rounds):
+        dispatched = rig.dispatch()
+        tenant = rig.owner(dispatched)
+        rig.finish(dispatched.call_id)
+        served[tenant] += 1
+        rig.enqueue(tenant)
+    return served["a"] / served["b"]
+
+
+def test_backlogged_tenants_are_served_by_weight(make_rig):
+    assert shares(make_rig()) == pytest.approx(3.0, rel=0.05)
+
+
+def test_fcfs_ignores_weights(make_rig):
+    assert shares(make_rig(policy=Policy.FCFS)) == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_changed_weight_holds_from_the_next_decision(make_rig):
+    rig = make_rig()
+    assert shares(rig) == pytest.approx(3.0, rel=0.05)
+    tenants = MappingProxyType({"a": TenantSettings("a"), "b": TenantSettings("b")})
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, tenants=tenants))
+    before = rig.scheduler.queued
+    assert shares(rig) == pytest.approx(1.0, rel=0.05)
+    assert rig.scheduler.queued == before, "a change of weights loses no call"
+
+
+def test_users_of_one_tenant_share_equally_and_a_sybil_gains_nothing(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    owner = {}
+
+    def offer(tenant, user):
+        owner[rig.enqueue(tenant, user).call_id] = (tenant, user)
+
+    for _ in range(4):
+        offer("b", "only")
+        for user in range(10):
+            offer("a", f"sybil-{user}")
+    served = dict.fromkeys(set(owner.values()), 0)
+    for _ in range(600):
+        who = owner[rig.serve()]
+        served[who] += 1
+        offer(*who)
+    of_a = [count for (tenant, _), count in served.items() if tenant == "a"]
+    assert sum(of_a) == pytest.approx(served["b", "only"], rel=0.05)
+    assert max(of_a) - min(of_a) <= 1
+
+
+def test_an_applications_weight_moves_share_inside_its_tenant_only(make_rig):
+    profile = Profile(100.0, 50.0)
+    applications = MappingProxyType(
+        {
+            "chat": ApplicationSettings("chat", profile, weight=4.0),
+            "batch": ApplicationSettings("batch", profile),
+        }
+    )
+    rig = make_rig(tenant_a={"weight": 1.0}, applications=applications)
+    kinds = [("a", "u1", "chat"), ("a", "u2", "batch"), ("b", "u3", "batch")]
+    owner = {}
+
+    def offer(kind):
+        owner[rig.enqueue(*kind).call_id] = kind
+
+    for kind in kinds * 4:
+        offer(kind)
+    served = dict.fromkeys(kinds, 0)
+    for _ in range(600):
+        kind = owner[rig.serve()]
+        served[kind] += 1
+        offer(kind)
+    assert served[kinds[0]] + served[kinds[1]] == pytest.approx(served[kinds[2]], rel=0.05)
+    assert served[kinds[0]] / served[kinds[1]] == pytest.approx(4.0, rel=0.1)
+
+
+def test_inside_a_flow_calls_are_first_come_first_served(make_rig):
+    rig = make_rig()
+    ids = [rig.enqueue(now=float(i)).call_id for i in range(20)]
+    assert [rig.serve() for _ in ids] == ids
+
+
+def test_inside_a_flow_continuations_go_first(make_rig):
+    rig = make_rig()
+    opened = rig.enqueue(interaction="i").call_id
+    assert rig.serve() == opened
+    begins = rig.enqueue().call_id
+    continues = rig.enqueue(interaction="i").call_id
+    assert [rig.serve(), rig.serve()] == [continues, begins]
+
+
+def test_a_continuation_jumps_between_flows_by_a_bounded_head_start(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0}, continuation_head_start=3.0)
+    owner = {}
+
+    def offer(tenant, **kwargs):
+        owner[rig.enqueue(tenant, **kwargs).call_id] = tenant
+
+    offer("a", interaction="agent")
+    rig.serve()
+    for _ in range(8):
+        offer("a", interaction="agent")
+        offer("b")
+    order = [owner[rig.serve()] for _ in range(16)]
+    # One typical call costs about 1: the agent is at most Δ ahead, then both take turns.
+    ahead = [order[:n].count("a") - order[:n].count("b") for n in range(1, 15)]
+    assert 2 <= max(ahead) <= 4
+    assert order[:12].count("b") >= 4, "continuations must not starve calls that begin"
+
+
+def test_an_idle_tenant_saves_up_no_credit(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    for _ in range(50):
+        rig.enqueue("b")
+        rig.serve()
+    for _ in range(20):
+        rig.enqueue("b")
+    for _ in range(20):
+        rig.enqueue("a")
+    first = [rig.owner(rig.dispatch()) for _ in range(20)]
+    assert first.count("a") == pytest.approx(10, abs=1)
+
+
+def test_the_charge_falls_at_dispatch_not_at_the_end(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    for _ in range(8):
+        rig.enqueue("a")
+        rig.enqueue("b")
+    batch = [rig.owner(rig.dispatch()) for _ in range(8)]
+    assert batch.count("a") == 4, "nobody fills a batch before its first charge"
+
+
+def test_settling_replaces_the_prediction_by_the_actual_cost(make_rig):
+    rig = make_rig(normalisation=1.0)
+    for outcome, output in [(Outcome.COMPLETED, 10), (Outcome.CANCELLED, 500), (Outcome.FAILED, 0)]:
+        rig.enqueue("b")
+        before = rig.scheduler.backlog.tenant("b").counter
+        dispatched = rig.dispatch()
+        rig.scheduler.progress(dispatched.call_id, output_tokens=output // 2)
+        settled = rig.finish(dispatched.call_id, output_tokens=output, outcome=outcome)
+        typical = 100.0 + 1.0 + 100.0
+        assert settled.service == pytest.approx((100 + 2 * output) / typical)
+        assert rig.scheduler.backlog.tenant("b").counter - before == pytest.approx(settled.service)
+
+
+def test_what_exceeds_the_prediction_is_charged_while_the_call_runs(make_rig):
+    rig = make_rig()
+    rig.enqueue("b")
+    dispatched = rig.dispatch()
+    tenant = rig.scheduler.backlog.tenant("b")
+    predicted = tenant.counter
+    rig.scheduler.progress(dispatched.call_id, dispatched.predicted_output_tokens)
+    assert tenant.counter == predicted
+    rig.scheduler.progress(dispatched.call_id, dispatched.predicted_output_tokens + 100)
+    assert tenant.counter > predicted
+    assert rig.scheduler.inflight_tokens == 100 + dispatched.predicted_output_tokens + 100
+
+
+def test_a_cancelled_call_leaves_the_queue_and_costs_nothing(make_rig):
+    rig = make_rig()
+    queued = rig.enqueue("a")
+    assert rig.scheduler.cancel(queued.call_id, 0.0)
+    assert not rig.scheduler.cancel(queued.call_id, 0.0)
+    rig.scheduler.check()
+    assert rig.dispatch() is None
+    assert rig.scheduler.backlog.tenant("a").service == 0.0
+
+
+def test_an_unknown_or_repeated_call_is_an_error(make_rig):
+    rig = make_rig()
+    call = rig.call()
+    rig.scheduler.enqueue(call, 0.0)
+    with pytest.raises(ValueError, match="already queued"):
+        rig.scheduler.enqueue(call, 0.0)
+    with pytest.raises(KeyError):
+        rig.scheduler.finish(99, Usage(1, 1), Outcome.COMPLETED, 0.0)
+    rig.scheduler.check()
+
+
+def test_priority_follows_the_counters(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    for _ in range(4):
+        rig.enqueue("a")
+    for _ in range(4):
+        rig.enqueue("b", input_tokens=400)
+    priorities = {"a": [], "b": []}
+    for _ in range(8):
+        dispatched = rig.dispatch()
+        priorities[rig.owner(dispatched)].append(dispatched.priority)
+    assert priorities["a"] == sorted(priorities["a"])

@@ -1,0 +1,152 @@
+"""OIT: who is refused, when, and for how long."""
+
+import pytest
+
+from fairserve.core import (
+    InteractionRules,
+    Limit,
+    Queued,
+    RefusalReason,
+    Refused,
+    ThrottlingMode,
+)
+
+LIMIT = {"per_user": Limit(2, 60.0)}
+
+
+def begin(rig, n, now=0.0, **kwargs):
+    return [rig.enqueue(now=now, **kwargs) for _ in range(n)]
+
+
+def test_nobody_is_refused_before_overload_whatever_the_rate(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    assert all(isinstance(d, Queued) for d in begin(rig, 500))
+
+
+def test_over_the_limit_while_overloaded_is_refused_with_an_exact_retry_after(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    begin(rig, 1, now=0.0)
+    begin(rig, 1, now=10.0)
+    rig.scheduler.set_armed(True)
+    refused = rig.enqueue(now=15.0)
+    assert isinstance(refused, Refused)
+    assert refused.refusal.reason is RefusalReason.USER_LIMIT
+    assert refused.refusal.retry_after_s == pytest.approx(45.0)
+    assert (refused.refusal.limit, refused.refusal.window_s) == (2, 60.0)
+    assert isinstance(rig.enqueue(now=59.9), Refused)
+    assert isinstance(rig.enqueue(now=60.0), Queued), "a retry after Retry-After is admitted"
+
+
+def test_refused_interactions_are_not_counted(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    rig.scheduler.set_armed(True)
+    begin(rig, 2)
+    assert all(isinstance(d, Refused) for d in begin(rig, 50, now=30.0))
+    assert isinstance(rig.enqueue(now=60.0), Queued)
+
+
+def test_what_was_admitted_before_overload_counts_from_then_on(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    begin(rig, 100, now=0.0)
+    rig.scheduler.set_armed(True)
+    assert isinstance(rig.enqueue(now=1.0), Refused)
+
+
+def test_a_user_within_limits_and_other_tenants_see_no_refusal(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    rig.scheduler.set_armed(True)
+    begin(rig, 5, user="flooder")
+    assert isinstance(rig.enqueue(user="quiet"), Queued)
+    assert isinstance(rig.enqueue("b"), Queued)
+
+
+def test_calls_of_an_admitted_interaction_always_pass(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    rig.enqueue(interaction="agent")
+    rig.scheduler.set_armed(True)
+    begin(rig, 5)
+    continued = begin(rig, 30, interaction="agent", now=20.0)
+    assert all(isinstance(d, Queued) and not d.begins_interaction for d in continued)
+
+
+def test_a_forged_id_continues_nothing(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    rig.scheduler.set_armed(True)
+    begin(rig, 2)
+    assert isinstance(rig.enqueue(interaction="never-admitted"), Refused)
+    rig.enqueue("b", interaction="of-b")
+    assert isinstance(rig.enqueue("a", interaction="of-b"), Refused), "another tenant's id is no ticket"
+
+
+@pytest.mark.parametrize(
+    ("rules", "calls", "now"),
+    [
+        (InteractionRules(max_calls=3), 3, 0.0),
+        (InteractionRules(idle_timeout_s=5.0), 1, 5.1),
+        (InteractionRules(idle_timeout_s=100.0, max_duration_s=50.0), 1, 50.1),
+    ],
+)
+def test_past_its_rules_an_interaction_begins_anew_and_meets_the_limit(make_rig, rules, calls, now):
+    rig = make_rig(tenant_a={"per_user": Limit(1, 1_000.0)}, application={"interaction": rules})
+    rig.scheduler.set_armed(True)
+    for _ in range(calls):
+        assert isinstance(rig.enqueue(interaction="endless"), Queued)
+        rig.serve()
+    assert isinstance(rig.enqueue(interaction="endless", now=now), Refused)
+
+
+def test_a_running_call_keeps_its_interaction_open(make_rig):
+    rig = make_rig(application={"interaction": InteractionRules(idle_timeout_s=5.0)})
+    rig.enqueue(interaction="slow")
+    rig.dispatch()
+    assert not rig.enqueue(interaction="slow", now=100.0).begins_interaction
+
+
+def test_the_most_restrictive_limit_wins(make_rig):
+    rig = make_rig(
+        tenant_a={"per_user": Limit(100, 60.0), "total": Limit(3, 600.0)},
+        application={"per_user": Limit(2, 60.0), "per_tenant": Limit(50, 60.0)},
+    )
+    rig.scheduler.set_armed(True)
+    begin(rig, 2)
+    assert rig.enqueue().refusal.reason is RefusalReason.USER_LIMIT
+    assert isinstance(rig.enqueue(user="v"), Queued)
+    refused = rig.enqueue(user="w")
+    assert refused.refusal.reason is RefusalReason.TENANT_LIMIT
+    both = rig.enqueue()
+    assert both.refusal.reason is RefusalReason.TENANT_LIMIT
+    assert both.refusal.retry_after_s == pytest.approx(600.0), "a shorter wait would meet the other limit"
+
+
+def test_an_applications_limit_on_a_tenant(make_rig):
+    rig = make_rig(application={"per_tenant": Limit(1, 60.0)})
+    rig.scheduler.set_armed(True)
+    rig.enqueue(user="u")
+    assert rig.enqueue(user="v").refusal.reason is RefusalReason.APPLICATION_LIMIT
+    assert isinstance(rig.enqueue("b"), Queued)
+
+
+def test_shadow_refuses_nothing_and_reports_what_it_would_have(make_rig):
+    rig = make_rig(tenant_a=LIMIT, mode=ThrottlingMode.SHADOW)
+    rig.scheduler.set_armed(True)
+    decisions = begin(rig, 5)
+    assert [d.would_refuse is not None for d in decisions] == [False, False, True, True, True]
+    assert decisions[-1].would_refuse.reason is RefusalReason.USER_LIMIT
+
+
+def test_allowance_shows_the_tightest_limit(make_rig):
+    rig = make_rig(tenant_a={"per_user": Limit(5, 60.0), "total": Limit(3, 60.0)})
+    assert rig.scheduler.allowance("b", "u", "chat", 0.0) is None
+    begin(rig, 1, now=10.0)
+    allowance = rig.scheduler.allowance("a", "u", "chat", 20.0)
+    assert (allowance.limit, allowance.remaining, allowance.reset_s) == (3, 2, 50.0)
+
+
+def test_a_clock_that_goes_back_breaks_nothing(make_rig):
+    rig = make_rig(tenant_a=LIMIT)
+    rig.scheduler.set_armed(True)
+    begin(rig, 1, now=100.0)
+    begin(rig, 1, now=40.0)
+    refused = rig.enqueue(now=50.0)
+    assert isinstance(refused, Refused)
+    assert isinstance(rig.enqueue(now=50.0 + refused.refusal.retry_after_s), Queued)

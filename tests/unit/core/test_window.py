@@ -1,0 +1,55 @@
+"""The dispatch window."""
+
+import pytest
+
+from fairserve.core import DispatchWindow, EngineSample
+
+
+def sample(running, waiting=0, **more):
+    return EngineSample(running=running, waiting=waiting, kv_use=0.5, **more)
+
+
+def converge(window, slots, steps=200):
+    """An engine with `slots` that always has work offered up to the window."""
+    for _ in range(steps):
+        inflight = window.size
+        window.observe(sample(min(inflight, slots), max(0, inflight - slots)), inflight)
+    return window.size
+
+
+@pytest.mark.parametrize("slots", [1, 8, 100])
+def test_it_finds_the_engines_batch_from_below_and_from_above(slots):
+    for initial in (1, 200):
+        size = converge(DispatchWindow(initial=initial), slots)
+        assert slots <= size <= slots + max(2, 0.12 * slots), f"from {initial}"
+
+
+def test_it_does_not_grow_while_nothing_waits_for_it():
+    window = DispatchWindow(initial=8)
+    for _ in range(100):
+        window.observe(sample(running=2), inflight=2)
+    assert window.size == 8
+
+
+def test_preemption_shrinks_it():
+    window = DispatchWindow(initial=50)
+    window.observe(sample(50, preemptions=3.0), 50)
+    before = window.size
+    window.observe(sample(50, preemptions=4.0), 50)
+    assert window.size < before
+
+
+def test_calls_in_flight_must_fit_the_kv_pool():
+    window = DispatchWindow(initial=8)
+    window.observe(sample(1, kv_tokens=1_000), 1)
+    assert window.admits(1, 999)
+    assert not window.admits(1, 1_000)
+    assert window.admits(0, 5_000), "an idle engine always takes one"
+
+
+def test_it_admits_up_to_its_size():
+    window = DispatchWindow(initial=4)
+    assert window.admits(3, 0)
+    assert not window.admits(4, 0)
+    with pytest.raises(ValueError, match="initial window"):
+        DispatchWindow(initial=0)
