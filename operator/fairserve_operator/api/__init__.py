@@ -1,0 +1,1 @@
+"""What users write and what they are told, as models. Imports pydantic and nothing else."""

@@ -2,18 +2,24 @@
 
 Pure, total and canonical: any permutation of the inputs gives equal bytes, and an object that is broken
 changes nothing but its own conditions. Conflicts are won by the oldest object, then by name.
+Accepted=False means that the object is left out whole; ResolvedRefs=False that some identities are.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fairserve.config import SchedulerConfig
-from fairserve_operator.api.v1alpha1 import ServingPoolSpec
-from fairserve_operator.decide.conditions import Condition
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
-from fairserve_operator.decide.signals import OverloadPlan
+from fairserve.config import ApplicationConfig, SchedulerConfig, TenantConfig, canonical_json
+from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
+from fairserve_operator.decide.claims import Claims, Digests, first_reason, resolve, secret_ref
+from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
+from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef
+from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
+from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
+from fairserve_operator.decide.signals import OverloadPlan, overload_plan
+from fairserve_operator.decide.specs import Parsed, joined, oldest_first, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,8 @@ class Compiled:
     `config` has generation 0 (see `generations.next_generation`) and is None where the pool is refused;
     `spec` and `overload` are None then as well. `conditions` holds Accepted, ResolvedRefs and, where two
     objects claim the same, Conflicted, for every object that took part; `observed` the metadata.generation
-    they were made from. `parts` identifies what each object that is in the configuration contributed.
+    they were made from. `parts` identifies what each Tenant and Application put into the configuration;
+    those that are left out are not in it.
     """
 
     config: SchedulerConfig | None
@@ -34,9 +41,24 @@ class Compiled:
     parts: Mapping[ObjectKey, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Namespace:
+    """The Tenants and Applications of a namespace, judged: the same for all of its pools."""
+
+    tenants: list[Parsed[TenantSpec]]
+    applications: list[Parsed[ApplicationSpec]]
+    claims: Claims
+
+
 def secret_refs(tenants: Iterable[Resource]) -> frozenset[SecretRef]:
     """The Secret entries that well-formed Tenants name: what `compile_pool` wants digests of."""
-    raise NotImplementedError
+    return frozenset(
+        secret_ref(tenant, identity.api_key.secret_ref)
+        for tenant in tenants
+        if (spec := parse(tenant, TenantSpec).spec)
+        for identity in spec.identity
+        if identity.api_key
+    )
 
 
 def compile_pool(
@@ -44,21 +66,127 @@ def compile_pool(
     pools: Iterable[Resource],
     tenants: Iterable[Resource],
     applications: Iterable[Resource],
-    digests: Mapping[SecretRef, str | SecretProblem],
+    digests: Digests,
     salt: str,
 ) -> Compiled:
     """Compile one pool. Objects of other namespaces are not looked at.
 
     `pools` are the namespace's pools (this one among them or not). `digests` maps each of `secret_refs` to
-    `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing Secret.
+    `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
+    Secret. `salt` is hex, at least 32 digits, and stays the same over a pool's life.
     """
-    raise NotImplementedError
+    namespace = _judge(pool.key.namespace, tenants, applications, digests)
+    parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*pools, pool], pool.key.namespace)]
+    conflicts = selector_conflicts(parsed)
+    conditions = _namespace_conditions(namespace)
+    conditions |= {p.resource.key: _pool_conditions(p, conflicts) for p in parsed}
+    observed = {
+        p.resource.key: p.resource.generation for p in (*namespace.tenants, *namespace.applications, *parsed)
+    }
+    spec = next(p.spec for p in parsed if p.resource.key == pool.key)
+    if spec is None or pool.key in conflicts.lost:
+        return Compiled(None, None, None, conditions, observed, {})
+    tenant_configs = {
+        p.resource.key: tenant_config(p.resource.key.name, p.spec) for p in namespace.tenants if p.spec
+    }
+    app_configs = {
+        p.resource.key: application_config(p.resource.key.name, p.spec)
+        for p in namespace.applications
+        if p.spec
+    }
+    claims = namespace.claims
+    return Compiled(
+        config=pool_config(pool.key, spec, tenant_configs.values(), app_configs.values(), claims, salt),
+        spec=spec,
+        overload=overload_plan(pool.key.namespace, pool.key.name, spec),
+        conditions=conditions,
+        observed=observed,
+        parts={
+            **{key: _tenant_part(key, config, claims) for key, config in tenant_configs.items()},
+            **{key: _part(config) for key, config in app_configs.items()},
+        },
+    )
 
 
 def examine(
-    tenants: Iterable[Resource],
-    applications: Iterable[Resource],
-    digests: Mapping[SecretRef, str | SecretProblem],
+    tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests
 ) -> Mapping[ObjectKey, tuple[Condition, ...]]:
-    """The same conditions in a namespace that has no pool. The digests may be under any one salt."""
-    raise NotImplementedError
+    """The same conditions where there is no pool. The digests may be under any one salt."""
+    tenants, applications = list(tenants), list(applications)
+    conditions: dict[ObjectKey, tuple[Condition, ...]] = {}
+    for namespace in {resource.key.namespace for resource in (*tenants, *applications)}:
+        conditions |= _namespace_conditions(_judge(namespace, tenants, applications, digests))
+    return conditions
+
+
+def _judge(
+    namespace: str, tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests
+) -> _Namespace:
+    parsed_tenants = [parse(t, TenantSpec) for t in oldest_first(tenants, namespace)]
+    parsed_applications = [parse(a, ApplicationSpec) for a in oldest_first(applications, namespace)]
+    claims = resolve(
+        [(p.resource, p.spec) for p in parsed_tenants if p.spec],
+        {p.resource.key.name: p.spec is not None for p in parsed_applications},
+        digests,
+    )
+    return _Namespace(parsed_tenants, parsed_applications, claims)
+
+
+def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condition, ...]]:
+    return {
+        **{p.resource.key: _tenant_conditions(p, namespace.claims) for p in namespace.tenants},
+        **{p.resource.key: _own_conditions(p) for p in namespace.applications},
+    }
+
+
+def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
+    key, generation = tenant.resource.key, tenant.resource.generation
+    accepted, resolved = _own_conditions(tenant)
+    if problems := claims.problems.get(key):
+        message = joined([problem.message for problem in problems])
+        resolved = Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
+    if conflicts := claims.conflicts.get(key):
+        return accepted, resolved, _conflicted("DuplicateIdentity", conflicts, generation)
+    return accepted, resolved
+
+
+def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts) -> tuple[Condition, ...]:
+    key, generation = pool.resource.key, pool.resource.generation
+    if key in conflicts.lost:
+        refused = Parsed[ServingPoolSpec](pool.resource, None, conflicts.lost[key])
+        mine = _own_conditions(refused, reason="SelectorConflict")
+    else:
+        mine = _own_conditions(pool)
+    if messages := conflicts.messages.get(key):
+        return *mine, _conflicted("SelectorConflict", messages, generation)
+    return mine
+
+
+def _own_conditions(
+    parsed: Parsed[TenantSpec] | Parsed[ApplicationSpec] | Parsed[ServingPoolSpec], reason: str = "Invalid"
+) -> tuple[Condition, Condition]:
+    """Accepted and ResolvedRefs of an object by itself."""
+    generation = parsed.resource.generation
+    if parsed.spec is None:
+        return (
+            Condition(ACCEPTED, "False", reason, parsed.error, generation),
+            Condition(RESOLVED_REFS, "Unknown", "NotAccepted", "not looked at until accepted", generation),
+        )
+    return (
+        Condition(ACCEPTED, "True", "Accepted", "the spec is well formed", generation),
+        Condition(RESOLVED_REFS, "True", "Resolved", "everything that the spec names is there", generation),
+    )
+
+
+def _conflicted(reason: str, messages: list[str], generation: int) -> Condition:
+    return Condition(CONFLICTED, "True", reason, joined(messages), generation)
+
+
+def _part(*documents: TenantConfig | ApplicationConfig) -> str:
+    return hashlib.sha256(canonical_json([d.model_dump(mode="json") for d in documents])).hexdigest()
+
+
+def _tenant_part(key: ObjectKey, config: TenantConfig, claims: Claims) -> str:
+    identities = [*claims.api_keys.get(key, ()), *claims.headers.get(key, ())]
+    content = [config.model_dump(mode="json"), *sorted(i.model_dump_json() for i in identities)]
+    return hashlib.sha256(canonical_json(content)).hexdigest()

@@ -53,6 +53,6 @@ class SecretRef:
 class SecretProblem(StrEnum):
     """Why there is no digest for a SecretRef."""
 
-    SECRET_MISSING = "SecretMissing"
+    SECRET_MISSING = "SecretMissing"  # noqa: S105 (a reason, not a secret)
     KEY_MISSING = "SecretKeyMissing"
     EMPTY = "SecretEmpty"

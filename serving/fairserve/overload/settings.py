@@ -62,8 +62,10 @@ class Verdict:
     changed: bool
     stale: bool  #: no signal has had a value for `stale_after_s`: `on_stale` decides
     since: float  #: when the state was entered, on the caller's clock, seconds
-    reason: str  #: CamelCase, for a condition: SignalAboveThreshold, SignalsClear, SignalsStale, HoldDown
+    reason: str  #: CamelCase, for a condition: see machine.Reason
     message: str  #: one sentence with the signal, its value and its threshold
+    signal: str = ""  #: the signal that the message is about; empty if about none
+    value: float | None = None  #: its value when the message was made
 
     @property
     def armed(self) -> bool:

@@ -20,14 +20,13 @@ from fairserve_operator.api.v1alpha1.fields import (
 _SYSTEM_IN_INPUT = "systemTokens must not exceed inputTokens, which includes them"
 
 
-class Profile(Model):
+class Profile(
+    Model,
+    json_schema_extra=cel(
+        ("!has(self.systemTokens) || self.systemTokens <= self.inputTokens", _SYSTEM_IN_INPUT)
+    ),
+):
     """What a typical call costs. It makes a chat turn and an agent step comparable."""
-
-    model_config = {
-        "json_schema_extra": cel(
-            ("!has(self.systemTokens) || self.systemTokens <= self.inputTokens", _SYSTEM_IN_INPUT)
-        )
-    }
 
     mode: Literal["Static"] = Field(
         "Static", description="Static: the numbers given here are used as they are. Default: Static."
@@ -67,7 +66,7 @@ class Interaction(Model):
 
 
 class ApplicationSpec(Model):
-    """A kind of work: chat, retrieval, code completion, an agent. Applies to every ServingPool of its namespace."""
+    """A kind of work, such as chat or an agent, in every ServingPool of its namespace."""
 
     profile: Profile = Field(description="What a typical call costs.")
     weight: Weight = Field(

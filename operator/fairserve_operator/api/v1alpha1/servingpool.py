@@ -42,23 +42,23 @@ class Selector(Model):
 
     match_labels: Annotated[
         dict[
-            Annotated[str, StringConstraints(max_length=317)], Annotated[str, StringConstraints(max_length=63)]
+            Annotated[str, StringConstraints(max_length=317)],
+            Annotated[str, StringConstraints(max_length=63)],
         ],
         Field(min_length=1, max_length=32),
     ] = Field(description="Labels that a pod of the pool has, all of them.")
 
 
-class Sidecar(Model):
-    """Where the sidecar listens in each pod."""
-
-    model_config = {
-        "json_schema_extra": cel(
-            (
-                "(has(self.port) ? self.port : 8000) != (has(self.controlPort) ? self.controlPort : 8001)",
-                _PORTS_DIFFER,
-            )
+class Sidecar(
+    Model,
+    json_schema_extra=cel(
+        (
+            "(has(self.port) ? self.port : 8000) != (has(self.controlPort) ? self.controlPort : 8001)",
+            _PORTS_DIFFER,
         )
-    }
+    ),
+):
+    """Where the sidecar listens in each pod."""
 
     port: Port = Field(8000, description="Port for clients, which also serves /metrics. Default: 8000.")
     control_port: Port = Field(
@@ -85,29 +85,28 @@ class TokenWeights(Model):
     output: Price = Field(2.0, description="A generated token, more than 0. Default: 2.")
 
 
-class Scheduler(Model):
-    """Which call goes next and what a call costs."""
-
-    model_config = {
-        "json_schema_extra": cel(
-            (
-                "!has(self.policy) || self.policy == 'FairServe' || "
-                "(!has(self.normalisation) && !has(self.continuationHeadStart))",
-                _FAIRSERVE_ONLY,
-            )
+class Scheduler(
+    Model,
+    json_schema_extra=cel(
+        (
+            "!has(self.policy) || self.policy == 'FairServe' || "
+            "(!has(self.normalisation) && !has(self.continuationHeadStart))",
+            _FAIRSERVE_ONLY,
         )
-    }
+    ),
+):
+    """Which call goes next and what a call costs."""
 
     policy: Literal["FairServe", "VTC", "FCFS"] = Field(
         "FairServe",
-        description="FairServe: weighted service counters on costs normalised by application. VTC: plain token "
-        "counters. FCFS: order of arrival, no fairness. Default: FairServe.",
+        description="FairServe: weighted service counters on costs normalised by application. VTC: plain "
+        "token counters. FCFS: order of arrival, no fairness. Default: FairServe.",
     )
     normalisation: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None,
         description="How far a call's cost is measured by its own application (1) rather than by the pool's "
-        "typical call (0). Below 1, naming the wrong application gains at most a factor 1/(1 - normalisation). "
-        "Only with policy FairServe. Default: 0.8.",
+        "typical call (0). Below 1, naming the wrong application gains at most a factor "
+        "1/(1 - normalisation). Only with policy FairServe. Default: 0.8.",
     )
     token_weights: TokenWeights = Field(
         TokenWeights(), description="Price of one token of each kind. Unset: the defaults of its fields."
@@ -136,24 +135,23 @@ class Prometheus(Model):
     )
 
 
-class OverloadSignal(Model):
+class OverloadSignal(
+    Model,
+    json_schema_extra=cel(
+        ("[has(self.builtin), has(self.query)].filter(x, x).size() == 1", _BUILTIN_XOR_QUERY),
+        ("!has(self.clearThreshold) || self.clearThreshold < self.threshold", _CLEAR_BELOW),
+    ),
+):
     """One number that tells of overload."""
-
-    model_config = {
-        "json_schema_extra": cel(
-            ("[has(self.builtin), has(self.query)].filter(x, x).size() == 1", _BUILTIN_XOR_QUERY),
-            ("!has(self.clearThreshold) || self.clearThreshold < self.threshold", _CLEAR_BELOW),
-        )
-    }
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = Field(
         description="Name of the signal in conditions and events, unique in the pool."
     )
     builtin: Builtin | None = Field(
         None,
-        description="QueueWait: seconds that the longest waiting call of any pod has waited. Saturation: mean "
-        "saturation of the pods, where 1 is full. KVCacheUse: mean use of the KV cache, 0 to 1. EngineWaiting: "
-        "calls waiting inside the engines, in sum; it stays low behind sidecars.",
+        description="QueueWait: seconds that the longest waiting call of any pod has waited. Saturation: "
+        "mean saturation of the pods, where 1 is full. KVCacheUse: mean use of the KV cache, 0 to 1. "
+        "EngineWaiting: calls waiting inside the engines, in sum; it stays low behind sidecars.",
     )
     query: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
         None, description="PromQL that yields exactly one number which grows with load."
@@ -188,18 +186,17 @@ DEFAULT_SIGNALS = (
 )
 
 
-class Overload(Model):
-    """When the pool counts as overloaded."""
-
-    model_config = {
-        "json_schema_extra": cel(
-            (
-                "duration(has(self.staleAfter) ? self.staleAfter : '30s') > "
-                "duration(has(self.evaluationInterval) ? self.evaluationInterval : '5s')",
-                _STALE_AFTER,
-            )
+class Overload(
+    Model,
+    json_schema_extra=cel(
+        (
+            "duration(has(self.staleAfter) ? self.staleAfter : '30s') > "
+            "duration(has(self.evaluationInterval) ? self.evaluationInterval : '5s')",
+            _STALE_AFTER,
         )
-    }
+    ),
+):
+    """When the pool counts as overloaded."""
 
     prometheus: Prometheus | None = Field(
         None,
@@ -224,8 +221,9 @@ class Overload(Model):
     evaluation_interval: Duration = Field("5s", description="Time between two evaluations. Default: 5s.")
     stale_after: Duration = Field(
         "30s",
-        description="A signal without a value for this long is ignored; when all are, `onStale` decides. Also "
-        "how long a sidecar believes the operator's last word. Longer than `evaluationInterval`. Default: 30s.",
+        description="A signal without a value for this long is ignored; when all are, `onStale` decides. "
+        "Also how long a sidecar believes the operator's last word. Longer than `evaluationInterval`. "
+        "Default: 30s.",
     )
     on_stale: Literal["Hold", "Arm", "Disarm"] = Field(
         "Hold",
@@ -237,7 +235,8 @@ class Overload(Model):
         description="The pool stays overloaded for this long after the last signal cleared. Default: 10s.",
     )
     arm_locally: Flag = Field(
-        False, description="Whether a pod whose own saturation is 1 or more refuses by itself. Default: false."
+        False,
+        description="Whether a pod whose own saturation is 1 or more refuses by itself. Default: false.",
     )
 
     @model_validator(mode="after")
@@ -261,17 +260,17 @@ class Throttling(Model):
     )
 
 
-class DefaultTenant(Model):
-    """What becomes of callers that no Tenant claims."""
-
-    model_config = {
-        "json_schema_extra": cel(
-            (
-                "self.mode != 'Reject' || (!has(self.weight) && !has(self.interactionLimits) && !has(self.queue))",
-                _REJECT_EXCLUDES,
-            )
+class DefaultTenant(
+    Model,
+    json_schema_extra=cel(
+        (
+            "self.mode != 'Reject' || "
+            "(!has(self.weight) && !has(self.interactionLimits) && !has(self.queue))",
+            _REJECT_EXCLUDES,
         )
-    }
+    ),
+):
+    """What becomes of callers that no Tenant claims."""
 
     mode: Literal["Admit", "Reject"] = Field(
         description="Admit: they share as one tenant with the settings below. Reject: they get 401."

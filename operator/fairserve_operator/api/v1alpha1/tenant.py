@@ -89,12 +89,10 @@ class HeaderIdentity(Model):
         return self
 
 
-class Identity(Model):
+class Identity(
+    Model, json_schema_extra=cel(("[has(self.apiKey), has(self.header)].filter(x, x).size() == 1", _ONE_KIND))
+):
     """One way to recognise the tenant's callers. Exactly one of the fields is set."""
-
-    model_config = {
-        "json_schema_extra": cel(("[has(self.apiKey), has(self.header)].filter(x, x).size() == 1", _ONE_KIND))
-    }
 
     api_key: ApiKey | None = Field(
         None, description="An API key, sent as `Authorization: Bearer KEY` or `x-api-key: KEY`."
@@ -142,8 +140,8 @@ class TenantSpec(Model):
     )
     identity: Annotated[tuple[Identity, ...], Field(max_length=256)] = Field(
         (),
-        description="How the tenant's callers are recognised; any one entry is enough. Unset: only by the header "
-        "`x-fairserve-tenant` with the Tenant's name, from a trusted proxy.",
+        description="How the tenant's callers are recognised; any one entry is enough. Unset: only by the "
+        "header `x-fairserve-tenant` with the Tenant's name, from a trusted proxy.",
     )
     interaction_limits: TenantInteractionLimits | None = Field(
         None,

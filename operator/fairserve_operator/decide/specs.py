@@ -1,0 +1,80 @@
+"""Raw specs into models, in an order that does not depend on how they were listed.
+
+A spec that the CRD schema refuses still gets here: from a folder, or from an API server whose CRD is older.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fairserve_operator.decide.resources import SERVING_POOL, Resource
+
+#: How many problems one condition spells out; the rest is counted.
+SPELLED_OUT = 5
+
+#: A pool's name is the value of a label on its Secret.
+MAX_POOL_NAME = 63
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[Spec]):
+    """A resource with its spec, or with what is wrong with it."""
+
+    resource: Resource
+    spec: Spec | None
+    error: str = ""
+
+
+def parse(resource: Resource, model: type[Spec]) -> Parsed[Spec]:
+    """Read the spec of a resource. What is wrong is told as `spec.weight: Input should be greater than 0`."""
+    if not _NAME.fullmatch(resource.key.name):
+        return Parsed(resource, None, f"metadata.name: {resource.key.name!r} is not a DNS subdomain")
+    if resource.key.kind == SERVING_POOL and len(resource.key.name) > MAX_POOL_NAME:
+        return Parsed(resource, None, f"metadata.name: longer than {MAX_POOL_NAME} characters")
+    try:
+        return Parsed(resource, model.model_validate(resource.spec))
+    except ValidationError as error:
+        return Parsed(resource, None, rendered(error))
+
+
+def oldest_first(resources: Iterable[Resource], namespace: str) -> list[Resource]:
+    """The resources of one namespace in the order in which they win conflicts; each object once."""
+    mine = sorted((r for r in resources if r.key.namespace == namespace), key=_age)
+    return list({resource.key: resource for resource in reversed(mine)}.values())[::-1]
+
+
+def rendered(error: ValidationError) -> str:
+    """Every wrong field with its path in the object."""
+    return joined([f"{_path(e['loc'])}: {_sentence(e['type'], e['msg'])}" for e in error.errors()])
+
+
+def joined(problems: Sequence[str]) -> str:
+    """One message out of many, bounded."""
+    more = len(problems) - SPELLED_OUT
+    return "; ".join(problems[:SPELLED_OUT]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _age(resource: Resource) -> tuple[Any, ...]:
+    """Oldest creation, then name. The rest only makes the order total."""
+    content = json.dumps(resource.spec, sort_keys=True, default=str)
+    return resource.created, resource.key.name, resource.uid, resource.generation, content
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    return "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+
+
+def _sentence(kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return "unknown field"
+    return message.removeprefix("Value error, ")
