@@ -1,0 +1,92 @@
+# Each target does its own set-up: a fresh machine needs Python 3.11, Go, make and a package registry.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Changes with whatever the environment is made of, so that an old one is brought up to date.
+STAMP := $(VENV)/.ready-$(shell cat requirements/dev.lock pyproject.toml | sha256sum | cut -c1-16)
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command "make lock"
+SOURCES := operator serving tests bench examples
+
+.PHONY: help
+help: ## Show what there is to make.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: demo
+demo: $(STAMP) ## The main job on this machine alone: two teams, one engine emulator, a flood, and what fairserve makes of it.
+	$(BIN)/fairserve demo -f examples/01-two-teams
+
+.PHONY: demo-cluster
+demo-cluster: $(STAMP) ## The same story with a real API server, Prometheus, the operator, sidecars and vLLM on the CPU.
+	$(BIN)/python -m tests.parts controlplane prometheus vllm
+	$(BIN)/python examples/02-cluster/demo.py
+
+.PHONY: test
+test: $(STAMP) ## All tests, with the real parts they need (built once and cached in ~/.cache/fairserve).
+	$(BIN)/python -m tests.parts
+	$(BIN)/pytest
+
+.PHONY: test-unit
+test-unit: $(STAMP) ## The tests that need no real part.
+	$(BIN)/pytest tests/unit tests/property
+
+.PHONY: check
+check: lint types imports generated test ## Exactly what CI runs.
+
+.PHONY: lint
+lint: $(STAMP) ## Format and lint.
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+
+.PHONY: types
+types: $(STAMP) ## Types.
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(STAMP) ## Who imports whom.
+	$(BIN)/lint-imports
+
+.PHONY: generated
+generated: $(STAMP) ## Whether generated files are up to date.
+	$(BIN)/python -m fairserve_operator.crdgen --check
+	rm -rf build/lock && mkdir -p build/lock && cp -r requirements build/lock/
+	$(MAKE) --no-print-directory lock REQUIREMENTS=build/lock/requirements
+	diff -r requirements build/lock/requirements || { echo "requirements/*.lock are out of date: run 'make lock'" >&2; exit 1; }
+
+.PHONY: format
+format: $(STAMP) ## Format, and mend what ruff can.
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+.PHONY: generate
+generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource models.
+	$(BIN)/python -m fairserve_operator.crdgen
+
+REQUIREMENTS ?= requirements
+.PHONY: lock
+lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest versions.
+	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator --extra local --group dev -o $(REQUIREMENTS)/dev.lock
+	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator -c requirements/dev.lock -o $(REQUIREMENTS)/operator.lock
+	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra sidecar -c requirements/dev.lock -o $(REQUIREMENTS)/sidecar.lock
+	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) vllm.in --overrides vllm-overrides.txt -o vllm.lock
+
+.PHONY: clean
+clean: ## Remove what was built in this folder; the cache of real parts stays.
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fairserve needs Python 3.11 or newer: set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(STAMP): | $(BIN)/uv
+	$(BIN)/uv pip sync --quiet --require-hashes requirements/dev.lock
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/.ready-*
+	touch $@
