@@ -80,9 +80,9 @@ def compile_pool(
     conflicts = selector_conflicts(parsed)
     conditions = _namespace_conditions(namespace)
     conditions |= {p.resource.key: _pool_conditions(p, conflicts) for p in parsed}
-    observed = {
-        p.resource.key: p.resource.generation for p in (*namespace.tenants, *namespace.applications, *parsed)
-    }
+    resources = [p.resource for p in namespace.tenants]
+    resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
+    observed = {resource.key: resource.generation for resource in resources}
     spec = next(p.spec for p in parsed if p.resource.key == pool.key)
     if spec is None or pool.key in conflicts.lost:
         return Compiled(None, None, None, conditions, observed, {})

@@ -37,7 +37,8 @@ from fairserve_operator.decide.resources import ObjectKey
 DEFAULT_TENANT = "_default"
 
 DEFAULT_WEIGHT = 1.0
-DEFAULT_QUEUE = Queue(max_requests=10_000, max_wait="10m")
+DEFAULT_MAX_REQUESTS = 10_000
+DEFAULT_MAX_WAIT = "10m"
 DEFAULT_IDLE_TIMEOUT = "5m"
 DEFAULT_MAX_CALLS = 100
 DEFAULT_MAX_DURATION = "1h"
@@ -129,14 +130,14 @@ def _default_tenant(spec: DefaultTenant | None) -> TenantConfig | None:
 def _tenant(
     name: str, weight: float, limits: TenantInteractionLimits | None, queue: Queue | None
 ) -> TenantConfig:
-    bounds = queue or DEFAULT_QUEUE
+    bounds = queue or Queue()
     return TenantConfig(
         name=name,
         weight=weight,
         per_user=_limit(limits.per_user if limits else None),
         total=_limit(limits.total if limits else None),
-        max_queued_requests=bounds.max_requests or DEFAULT_QUEUE.max_requests,
-        max_wait_s=duration_s(bounds.max_wait or DEFAULT_QUEUE.max_wait),
+        max_queued_requests=bounds.max_requests or DEFAULT_MAX_REQUESTS,
+        max_wait_s=duration_s(bounds.max_wait or DEFAULT_MAX_WAIT),
     )
 
 

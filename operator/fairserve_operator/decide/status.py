@@ -188,13 +188,15 @@ def _programmed(
         return told(False, "NoPods", _no_pods([delivery.pool for delivery, _ in deliveries]))
     done = sum(delivery.programmed(generation) for delivery, generation in deliveries)
     if done == total:
-        return told(True, "Acknowledged", f"{done}/{total} pods run this")
+        return told(True, "Acknowledged", f"{done}/{total} pods run this generation")
     delivery, generation = min(
         ((d, g) for d, g in deliveries if d.behind(g)), key=lambda dg: _known(dg[0].pods[0]) - dg[1]
     )
     worst = delivery.pods[0]
     what = _lag(worst, generation)
-    message = f'{done}/{total} pods run this; pod "{worst.pod}" of ServingPool "{delivery.pool}" {what}'
+    message = (
+        f'{done}/{total} pods run this generation; pod "{worst.pod}" of ServingPool "{delivery.pool}" {what}'
+    )
     return told(False, "PodFailing" if worst.error else "Pending", message)
 
 

@@ -92,7 +92,7 @@ class OverloadMachine:
         return self._state
 
     def configure(self, settings: OverloadSettings) -> None:
-        """Change the settings. Signals that stay keep what is known of them; the state moves with readings."""
+        """Change the settings. Signals that stay keep what is known of them."""
         self._settings = settings
         names = {signal.name for signal in settings.signals}
         self._signals = {name: signal for name, signal in self._signals.items() if name in names}
@@ -126,7 +126,7 @@ class OverloadMachine:
             signal = self._signals.setdefault(settings.name, _Signal(heard_s=now))
             sample = samples.get(settings.name, Sample(settings.name, None, "not evaluated"))
             if sample.value is None or not math.isfinite(sample.value):
-                signal.problem = sample.problem or f"no number: {sample.value}"
+                signal.problem = sample.problem or f"the value is {sample.value}"
                 if self._is_stale(signal, now):
                     signal.expire()
                 continue
@@ -162,7 +162,7 @@ class OverloadMachine:
         return bool(signals) and all(self._is_stale(signal, now) for signal in signals)
 
     def _explain(self, stale: bool, changed: bool, now: float) -> _Cause:
-        """Why. The words stay until the reason does not: a message that ticks is a write that tells nothing."""
+        """Why. The words stay while the reason does: a message that ticks causes writes and tells nothing."""
         reason, about = self._reason(stale, now)
         problems = tuple((n, s.problem) for n, s in sorted(self._signals.items()) if s.problem)
         said = (self._state, reason, about, problems, self._settings)
@@ -171,6 +171,8 @@ class OverloadMachine:
         return self._cause
 
     def _reason(self, stale: bool, now: float) -> tuple[Reason, str]:
+        if stale and self._settings.on_stale is OnStale.DISARM and self._state is OverloadState.OVERLOADED:
+            return Reason.HOLD_DOWN, ""
         if stale:
             return Reason.STALE, ""
         for settings in self._settings.signals:
@@ -187,8 +189,8 @@ class OverloadMachine:
             case Reason.ABOVE:
                 signal = next(s for s in settings.signals if s.name == about)
                 value = self._signals[about].value
-                message = f"{about} is {value:g}; it is up at {signal.threshold:g} and down below {signal.clear_threshold:g}"
-                return _Cause(reason, _with(message, failing), about, value)
+                levels = f"up at {signal.threshold:g}, down below {signal.clear_threshold:g}"
+                return _Cause(reason, _with(f"{about} is {value:g} ({levels})", failing), about, value)
             case Reason.STALE:
                 kept = {
                     OnStale.HOLD: "the last state stays",
@@ -201,9 +203,7 @@ class OverloadMachine:
                 )
                 return _Cause(reason, _with(message, failing))
             case Reason.HOLD_DOWN:
-                message = (
-                    f"all signals are down; disarms {settings.hold_down_s:g} s after the last one cleared"
-                )
+                message = f"no signal is up; disarms {settings.hold_down_s:g} s after the last one was"
                 return _Cause(reason, _with(message, failing))
             case Reason.CLEAR:
                 return _Cause(reason, _with("no signal is up", failing))
@@ -212,4 +212,4 @@ class OverloadMachine:
 
 
 def _with(message: str, failing: str) -> str:
-    return f"{message} ({failing})" if failing else message
+    return f"{message}; not read: {failing}" if failing else message
