@@ -193,8 +193,8 @@ def reference() -> str:
         "",
         f"<!-- {GENERATED} -->",
         "",
-        f"Group `{api.GROUP}`, version `{api.VERSION}`. All kinds are namespaced, have a status subresource",
-        "and are in the category `fairserve`: `kubectl get fairserve`. Write full names",
+        f"Group `{api.GROUP}`, version `{api.VERSION}`. All kinds are namespaced, have a status",
+        "subresource and are in the category `fairserve`: `kubectl get fairserve`. Write full names",
         f"(`tenants.{api.GROUP}`): other projects have kinds named Tenant and Application too.",
         "",
         "Durations are whole numbers with units: `500ms`, `30s`, `10m`, `1h30m`. Defaults take effect without",
@@ -249,11 +249,19 @@ def _flat(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes everything out: an alias in a CRD would be legal and unreadable."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Whether to write data again rather than refer to it."""
+        return True
+
+
 def files() -> dict[Path, str]:
     """Every generated file by its path in the repository."""
     generated = {
         CRDS / f"{api.GROUP}_{kind.plural}.yaml": f"# {GENERATED}\n"
-        + yaml.safe_dump(crd(kind), sort_keys=False, width=110, allow_unicode=True)
+        + yaml.dump(crd(kind), Dumper=_PlainDumper, sort_keys=False, width=110, allow_unicode=True)
         for kind in KINDS
     }
     return {**generated, REFERENCE: reference()}
