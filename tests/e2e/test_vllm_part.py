@@ -5,7 +5,7 @@ import urllib.request
 from typing import Any
 
 from tests.parts.process import group_members
-from tests.parts.vllm import MODEL, Vllm
+from tests.parts.vllm import MODEL, Vllm, _shared_memory
 
 
 def _chat(vllm: Vllm, **options: Any) -> dict[str, Any]:
@@ -29,8 +29,11 @@ def test_chat_call_is_answered_and_counted(vllm: Vllm) -> None:
 
 def test_nothing_of_a_killed_vllm_is_left(vllm: Vllm) -> None:
     group = vllm.process.pid
+    segments = _shared_memory(vllm.process)
+    assert segments
     assert len(group_members(group)) > 1, "its engine is a process of its own"
     vllm.kill()
     assert group_members(group) == []
+    assert [segment for segment in segments if segment.exists()] == []
     vllm.start()
     assert _chat(vllm, max_tokens=1)["usage"]["completion_tokens"] == 1

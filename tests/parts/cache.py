@@ -73,6 +73,8 @@ def ensure(
         filling.chmod(0o755)
         try:
             build(filling, root() / f"{name}.log")
+            if name != f"{part}-{key(locks, recipe)}":
+                raise BuildError(f"the lock files of {part} changed while it was built; start again")
             filling.rename(folder)
         finally:
             shutil.rmtree(filling, ignore_errors=True)

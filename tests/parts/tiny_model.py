@@ -22,7 +22,7 @@ When the engine is full, new calls wait in a queue; when it is empty, anyone may
 Tell me a story about a river, a bridge and the people who cross it every morning.
 What is the answer? Numbers such as 0123456789 have no meaning here, and neither has anything else.
 Please summarize the following document in three short paragraphs, then translate them into another language.
-Yesterday a heavy storm closed the northern railway; engineers hope to open one track again before the weekend.
+Yesterday a heavy storm closed the northern railway; engineers hope to open one track again this weekend.
 def handle(request): return {"status": 200, "body": "hello, world"}
 Every morning the baker opens his shop at six, sells warm bread until noon, and spends the afternoon reading.
 """
