@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,83 @@ def emulator(
         raise typer.BadParameter(str(error)) from error
     typer.echo(f"{NOTICE}; listening on http://{listen}")
     serve(host, port, limits, StepCost(step_ms, cost_scale), served_model_name)
+
+
+_FOLDER = Annotated[
+    Path, typer.Option("--file", "-f", help="Folder of manifests (*.yaml, *.yml, *.json), or one file.")
+]
+_POOL = Annotated[str | None, typer.Option(help="Which ServingPool, where the folder has several.")]
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def up(
+    context: typer.Context,
+    file: _FOLDER = Path(),
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="`emulator` (no model, made-up text), `vllm` (starts one), or the URL of an engine."
+        ),
+    ] = "emulator",
+    model: Annotated[
+        str | None,
+        typer.Option(help="Model for vLLM to load, or the name the emulator answers to (default: emulated)."),
+    ] = None,
+    engine_python: Annotated[
+        str | None, typer.Option(help="Python of the environment that has vLLM. Default: this one.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port for clients; 0 takes a free one. Default: the pool's sidecar.port.", min=0),
+    ] = None,
+    control_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port of /state and the like; 0 takes a free one. Default: the pool's sidecar.controlPort.",
+            min=0,
+        ),
+    ] = None,
+    pool: _POOL = None,
+    prometheus: Annotated[
+        str | None, typer.Option(help="Base URL of a Prometheus for overload signals that are queries.")
+    ] = None,
+    engine_timeout: Annotated[
+        float, typer.Option(help="Seconds that the engine may take to become healthy.", min=1)
+    ] = 600.0,
+) -> None:
+    """Run a folder of manifests on this machine, without a cluster, until Ctrl-C.
+
+    Puts a sidecar before an engine, follows edits of the folder, and evaluates overload. Arguments after
+    `--` go to the engine.
+
+    Example: `fairserve up -f examples/01-two-teams --engine emulator -- --max-num-seqs 16`
+    """
+    from fairserve.local.engines import EngineChoice, EngineError
+    from fairserve.local.stack import StackOptions
+    from fairserve.local.up import up as run_up
+
+    if context.args and not context.args[0].startswith("-"):
+        raise typer.BadParameter(f"unexpected argument {context.args[0]!r}: the folder is given with -f")
+    try:
+        choice = EngineChoice(engine, model, engine_python, tuple(context.args), engine_timeout)
+    except EngineError as error:
+        raise typer.BadParameter(str(error)) from error
+    options = StackOptions(file, choice, host, port, control_port, pool, prometheus)
+    raise typer.Exit(run_up(options, typer.echo))
+
+
+@app.command()
+def check(file: _FOLDER = Path(), pool: _POOL = None) -> None:
+    """Say what a cluster would make of a folder of manifests; exit status 1 if anything is refused.
+
+    Example: `fairserve check -f examples/01-two-teams`
+    """
+    from rich.console import Console
+
+    from fairserve.local.check import check as run_check
+
+    raise typer.Exit(run_check(file, pool, Console()))
 
 
 def main() -> None:

@@ -1,0 +1,123 @@
+"""Evaluates a pool's overload signals on one machine and tells the sidecar the verdict, with a lease.
+
+The state machine is the operator's (`fairserve.overload.machine`). Built-in signals are read from the
+sidecar's own /metrics; a signal that is a query needs a Prometheus, and has no value without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from math import isfinite
+
+import aiohttp
+
+from fairserve.local.control import Sidecar, SidecarError
+from fairserve.local.signals import read_builtin
+from fairserve.overload.machine import OverloadMachine
+from fairserve.overload.settings import Sample, Verdict
+from fairserve_operator.decide.signals import OverloadPlan
+
+_QUERY_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+
+
+class OverloadWatch:
+    """One pool's signals."""
+
+    def __init__(
+        self, sidecar: Sidecar, plan: OverloadPlan, prometheus: str | None, say: Callable[[str], None]
+    ) -> None:
+        self._sidecar = sidecar
+        self._plan = plan
+        self._prometheus = prometheus
+        self._say = say
+        self._machine = OverloadMachine(plan.settings)
+        self._was_stale = False
+        self._was_unreachable = False
+        #: The last verdict; None before the first evaluation.
+        self.verdict: Verdict | None = None
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """Signals that can have no value here: queries without a Prometheus."""
+        if self._prometheus is not None:
+            return ()
+        return tuple(name for name in self._plan.queries if name not in self._plan.builtins)
+
+    def follow(self, plan: OverloadPlan) -> None:
+        """Go on with other settings; the state is kept."""
+        if plan != self._plan:
+            self._plan = plan
+            self._machine.configure(plan.settings)
+
+    async def run(self) -> None:
+        """Evaluate until cancelled."""
+        while True:
+            await self.evaluate(asyncio.get_running_loop().time())
+            await asyncio.sleep(self._plan.interval_s)
+
+    async def evaluate(self, now: float) -> Verdict:
+        """Read every signal once, decide, and tell the sidecar."""
+        verdict = self._machine.observe(await self._samples(), now)
+        if verdict.changed or verdict.stale != self._was_stale:
+            word = "overloaded: throttling is on" if verdict.armed else "not overloaded: throttling is off"
+            self._say(f"{word} ({verdict.reason}: {verdict.message})")
+        self._was_stale = verdict.stale
+        self.verdict = verdict
+        try:
+            await self._sidecar.put_overload(verdict.armed, self._plan.settings.stale_after_s, verdict.reason)
+            self._was_unreachable = False
+        except SidecarError as error:
+            if not self._was_unreachable:
+                self._say(f"the sidecar did not take the overload state: {error}")
+            self._was_unreachable = True
+        return verdict
+
+    async def _samples(self) -> list[Sample]:
+        metrics, problem = "", ""
+        if self._plan.builtins:
+            try:
+                metrics = await self._sidecar.metrics()
+            except SidecarError as error:
+                problem = str(error)
+        samples = []
+        for signal in self._plan.settings.signals:
+            builtin = self._plan.builtins.get(signal.name)
+            if builtin is None:
+                samples.append(await self._query(signal.name))
+            elif problem:
+                samples.append(Sample(signal.name, None, problem))
+            else:
+                samples.append(read_builtin(signal.name, builtin, metrics))
+        return samples
+
+    async def _query(self, signal: str) -> Sample:
+        if self._prometheus is None:
+            return Sample(signal, None, "a query needs --prometheus URL")
+        url = f"{self._prometheus.rstrip('/')}/api/v1/query"
+        parameters = {"query": self._plan.queries[signal]}
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_QUERY_TIMEOUT) as session,
+                session.get(url, params=parameters) as answer,
+            ):
+                return _one_number(signal, await answer.json(content_type=None))
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return Sample(signal, None, f"the query failed: {error!r}")
+
+
+def _one_number(signal: str, body: object) -> Sample:
+    """The value in an answer of Prometheus, if it is exactly one number."""
+    match body:
+        case {"status": "success", "data": {"resultType": "scalar", "result": [_, str(text)]}}:
+            pass
+        case {"status": "success", "data": {"resultType": "vector", "result": [{"value": [_, str(text)]}]}}:
+            pass
+        case {"status": "success"}:
+            return Sample(signal, None, "the query did not give exactly one number")
+        case {"error": str(message)}:
+            return Sample(signal, None, f"the query failed: {message}")
+        case _:
+            return Sample(signal, None, "the answer is not one of Prometheus")
+    value = float(text)
+    return Sample(signal, value) if isfinite(value) else Sample(signal, None, f"the query gave {text}")
