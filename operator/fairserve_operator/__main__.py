@@ -1,0 +1,108 @@
+"""`python -m fairserve_operator`: put the parts together and run them until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fairserve_operator import logs
+from fairserve_operator.errors import OperatorError, SetupError
+
+_log = logging.getLogger("fairserve_operator")
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+
+@app.command()
+def main(
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            help="Serve this namespace; give it again for more. Needs a Role in each, no cluster-wide right.",
+            show_default="the kubeconfig's or the Pod's own",
+        ),
+    ] = None,
+    all_namespaces: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="Serve every namespace. Needs a ClusterRole.")
+    ] = False,
+    kubeconfig: Annotated[
+        Path | None,
+        typer.Option(
+            help="How to reach the cluster.",
+            exists=True,
+            dir_okay=False,
+            show_default="the Pod's service account, else $KUBECONFIG, else ~/.kube/config",
+        ),
+    ] = None,
+    health: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Answer liveness probes at http://HOST:PORT/healthz.",
+            show_default="no such port",
+        ),
+    ] = None,
+    log_format: Annotated[
+        logs.LogFormat, typer.Option(help="json for machines, plain for people.")
+    ] = logs.LogFormat.JSON,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what kopf and each decision are about.")
+    ] = False,
+) -> None:
+    """Run the operator of fairserve.
+
+    It watches **Tenants**, **Applications** and **ServingPools** (`kubectl get fairserve`), compiles them
+    into one document per pool, writes that to the Secret `fairserve-<pool>` from which sidecars boot, and
+    pushes it to the control port of every Pod of the pool. It asks the pool's Prometheus whether the pool
+    is overloaded and tells the sidecars. What came of it stands in each object's status.
+
+    The custom resource definitions (`crds/`) and the rights in `examples/operator/rbac.yaml` must be
+    applied first.
+
+    Try it on a cluster that your kubeconfig reaches: `python -m fairserve_operator -n default --log-format
+    plain`
+
+    It ends with status 0 on SIGTERM and SIGINT, with status 1 and a sentence where it can't run. Sidecars
+    go on with their last document while it is away.
+    """
+    logs.configure(log_format, verbose)
+    try:
+        if namespace and all_namespaces:
+            raise SetupError("--namespace and --all-namespaces exclude each other")
+        endpoint = None if health is None else _endpoint(health)
+        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, endpoint))
+    except OperatorError as problem:
+        _log.error("%s", problem)
+        raise typer.Exit(1) from problem
+
+
+async def _operate(
+    namespaces: tuple[str, ...], everywhere: bool, kubeconfig: Path | None, endpoint: str | None
+) -> None:
+    # Imported late: --help and a mistyped option should not wait for kopf and kubernetes.
+    from fairserve_operator.clients.kubernetes_client import KubernetesClient
+    from fairserve_operator.handlers.running import run
+
+    cluster = KubernetesClient(None if kubeconfig is None else str(kubeconfig))
+    try:
+        scope = (None,) if everywhere else namespaces or (cluster.own_namespace,)
+        await run(cluster, scope, endpoint)
+    finally:
+        cluster.close()
+
+
+def _endpoint(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit():
+        raise SetupError(f"--health {address}: must be HOST:PORT, such as 0.0.0.0:8080")
+    return f"http://{address}/healthz"
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m fairserve_operator")

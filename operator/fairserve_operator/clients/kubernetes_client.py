@@ -1,0 +1,265 @@
+"""Calls to the API server: Secrets, status, Events and the census.
+
+The only module that imports `kubernetes`. Of that library it uses the part that finds the cluster and signs
+calls; bodies are plain dictionaries, because its models neither know custom resources nor are cheap at 10,000
+objects. Watching is not done here: kopf does that, with the `Connection` that this module hands out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import kubernetes.client
+import kubernetes.config
+import urllib3.exceptions
+
+from fairserve_operator.errors import (
+    ApiServerError,
+    ConflictError,
+    NotFoundError,
+    SetupError,
+    UnreachableError,
+)
+
+_USER_AGENT = "fairserve-operator"
+
+#: Calls in flight at once. More would only queue in the API server's own fairness queues.
+_THREADS = 8
+_CONNECT_TIMEOUT_S = 3.0
+_READ_TIMEOUT_S = 15.0
+_PAGE = 500
+
+#: Mounted into every Pod that has a service account.
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+_JSON = "application/json"
+_APPLY = "application/apply-patch+yaml"
+_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where the API server is and who we are: what kopf needs for its watches."""
+
+    server: str
+    ca_file: str | None
+    verify: bool
+    authorization: str | None  #: the whole header
+    username: str | None
+    password: str | None
+    certificate_file: str | None
+    key_file: str | None
+    proxy_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind and where its objects are found."""
+
+    name: str
+    api_version: str
+    plural: str
+
+    @property
+    def prefix(self) -> str:
+        """The path before `/namespaces/...`."""
+        return f"/{'apis' if '/' in self.api_version else 'api'}/{self.api_version}"
+
+    def path(self, namespace: str | None, name: str | None = None) -> str:
+        """The path of one object, of a namespace's objects, or of all."""
+        place = f"/namespaces/{quote(namespace)}" if namespace else ""
+        return f"{self.prefix}{place}/{self.plural}" + (f"/{quote(name)}" if name else "")
+
+
+TENANT = Kind("Tenant", "fairserve.dev/v1alpha1", "tenants")
+APPLICATION = Kind("Application", "fairserve.dev/v1alpha1", "applications")
+SERVING_POOL = Kind("ServingPool", "fairserve.dev/v1alpha1", "servingpools")
+POD = Kind("Pod", "v1", "pods")
+SECRET = Kind("Secret", "v1", "secrets")
+EVENT = Kind("Event", "v1", "events")
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for kind in (TENANT, APPLICATION, SERVING_POOL, POD, SECRET, EVENT)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the API server holds after a write."""
+
+    resource_version: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Who existed of one kind at one moment: (namespace, name) to resource version."""
+
+    resource_version: str
+    objects: Mapping[tuple[str, str], str]
+
+
+class KubernetesClient:
+    """The API server, as whoever the kubeconfig or the Pod's service account says we are.
+
+    All methods raise ApiServerError or one of its kinds. `close` waits for the calls in flight.
+    """
+
+    def __init__(self, kubeconfig: str | None = None) -> None:
+        """Find the cluster. Raises SetupError where there is neither a kubeconfig nor a service account."""
+        configuration = kubernetes.client.Configuration()
+        #: Where we are at home: the Pod's namespace, or that of the kubeconfig's context.
+        self.own_namespace = _load(configuration, kubeconfig)
+        configuration.connection_pool_maxsize = _THREADS
+        configuration.retries = False
+        self._configuration = configuration
+        self._api = kubernetes.client.ApiClient(configuration)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubernetes")
+
+    def connection(self) -> Connection:
+        """Where and who, with a token that is fresh now."""
+        own = self._configuration
+        return Connection(
+            server=own.host,
+            ca_file=own.ssl_ca_cert,
+            verify=own.verify_ssl,
+            authorization=own.get_api_key_with_prefix("BearerToken", alias="authorization"),
+            username=own.username or None,
+            password=own.password or None,
+            certificate_file=own.cert_file,
+            key_file=own.key_file,
+            proxy_url=own.proxy,
+        )
+
+    async def read_secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        """One Secret, None where there is none."""
+        try:
+            return await self._call("GET", SECRET.path(namespace, name), f"Secret {namespace}/{name}")
+        except NotFoundError:
+            return None
+
+    async def write_secret(self, manifest: Mapping[str, Any]) -> Written:
+        """Replace the Secret at the manifest's `resourceVersion`, or create it where it has none.
+
+        Raises ConflictError where it changed meanwhile, or exists: read it again and decide anew.
+        """
+        metadata = manifest["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        what = f"Secret {namespace}/{name}"
+        if metadata.get("resourceVersion"):
+            body = await self._call("PUT", SECRET.path(namespace, name), what, manifest)
+        else:
+            body = await self._call("POST", SECRET.path(namespace), what, manifest)
+        return Written(body["metadata"]["resourceVersion"], body)
+
+    async def apply_status(self, manifest: Mapping[str, Any], field_manager: str) -> Written:
+        """Server-side apply of a `.status`: the manager's fields become these, whoever held them before."""
+        kind, metadata = KINDS[manifest["kind"]], manifest["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        path = f"{kind.path(namespace, name)}/status"
+        query = {"fieldManager": field_manager, "force": "true"}
+        what = f"status of {kind.name} {namespace}/{name}"
+        body = await self._call("PATCH", path, what, manifest, _APPLY, query=query)
+        return Written(body["metadata"]["resourceVersion"], body)
+
+    async def create_event(self, manifest: Mapping[str, Any]) -> None:
+        """Record an Event."""
+        namespace = manifest["metadata"]["namespace"]
+        await self._call("POST", EVENT.path(namespace), f"Event in {namespace}", manifest)
+
+    async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
+        """Who exists; only their metadata travels. `namespace` None means all."""
+        objects: dict[tuple[str, str], str] = {}
+        query = {"limit": str(_PAGE)} | ({"fieldSelector": field_selector} if field_selector else {})
+        what = f"list of {KINDS[kind].plural}" + (f" in {namespace}" if namespace else "")
+        while True:
+            page = await self._call(
+                "GET", KINDS[kind].path(namespace), what, accept=_METADATA_ONLY, query=query
+            )
+            for item in page.get("items") or ():
+                metadata = item["metadata"]
+                objects[metadata["namespace"], metadata["name"]] = metadata["resourceVersion"]
+            token = page["metadata"].get("continue")
+            if not token:
+                return Census(page["metadata"]["resourceVersion"], objects)
+            query = query | {"continue": token}
+
+    def close(self) -> None:
+        """Let the calls in flight end and drop the connections."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._api.rest_client.pool_manager.clear()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = _JSON,
+        accept: str = _JSON,
+        query: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        target = path + (f"?{urlencode(query)}" if query else "")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._request, method, target, what, body, content_type, accept
+        )
+
+    def _request(
+        self,
+        method: str,
+        target: str,
+        what: str,
+        body: Mapping[str, Any] | None,
+        content_type: str,
+        accept: str,
+    ) -> dict[str, Any]:
+        headers = {"Accept": accept, "User-Agent": _USER_AGENT}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        serialized = self._api.param_serialize(
+            method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            response = self._api.call_api(*serialized, _request_timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S))
+            data: bytes = response.read()  # type: ignore[no-untyped-call]
+        except (urllib3.exceptions.HTTPError, kubernetes.client.ApiException) as problem:
+            raise UnreachableError(what, 0, f"{type(problem).__name__}: {problem}") from problem
+        if response.status >= 400:
+            raise _refusal(what, response.status, data)
+        answer: dict[str, Any] = json.loads(data)
+        return answer
+
+
+def _load(configuration: Any, kubeconfig: str | None) -> str:
+    """Fill the configuration; returns the namespace that we are at home in."""
+    library: Any = kubernetes.config
+    try:
+        if kubeconfig is None and _POD_NAMESPACE.exists():
+            library.load_incluster_config(client_configuration=configuration)
+            return _POD_NAMESPACE.read_text().strip()
+        library.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        _, current = library.list_kube_config_contexts(config_file=kubeconfig)
+    except (kubernetes.config.ConfigException, OSError) as problem:
+        source = kubeconfig or "neither a Pod's service account nor a kubeconfig"
+        raise SetupError(f"no cluster to talk to: {source}: {problem}") from problem
+    return str(current["context"].get("namespace") or "default")
+
+
+def _refusal(what: str, status: int, data: bytes) -> ApiServerError:
+    try:
+        words = str(json.loads(data)["message"])
+    except (ValueError, KeyError, TypeError):
+        words = data[:200].decode(errors="replace")
+    match status:
+        case 404:
+            return NotFoundError(what, status, words)
+        case 409:
+            return ConflictError(what, status, words)
+        case _:
+            return ApiServerError(what, status, words)

@@ -1,0 +1,151 @@
+"""Calls to the sidecars' control ports.
+
+A sidecar that refuses, is slow or gone is an ordinary event, so every call returns what happened as a value
+and raises nothing. Nothing is retried here: when to try again is the delivery's decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+#: A sidecar answers from memory; what takes longer is better tried again later.
+_CONNECT_TIMEOUT_S = 1.0
+_TIMEOUT_S: Final = 5.0
+#: Of a sidecar's own words in messages.
+_MAX_WORDS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPort:
+    """Where a sidecar listens, and the token that it believes."""
+
+    host: str
+    port: int
+    token: str
+
+    def __repr__(self) -> str:
+        """Without the token: this ends up in logs."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The sidecar runs this document. Generation 0 and no hash: none yet."""
+
+    generation: int
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Newer:
+    """The sidecar runs a newer document, or another one of the same generation, and keeps it."""
+
+    generation: int
+    content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The sidecar refused the call for good: the same again is refused again."""
+
+    status: int
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """No usable answer; it may work later."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverloadTaken:
+    """The sidecar follows the overload state; `generation` is of the document it runs."""
+
+    armed: bool
+    generation: int
+
+
+class SidecarClient:
+    """The control ports of all sidecars. Make it and close it within one event loop."""
+
+    def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
+        self._session = aiohttp.ClientSession(
+            # The callers bound what is in flight; a limit here would let hanging sidecars hold up others.
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=_CONNECT_TIMEOUT_S),
+            headers={"User-Agent": "fairserve-operator"},
+        )
+
+    async def put_config(
+        self, port: ControlPort, document_gz: bytes
+    ) -> Running | Newer | Rejected | Unreachable:
+        """Give the sidecar a document, gzipped JSON."""
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        return _configuration(await self._call("PUT", port, "/config", data=document_gz, headers=headers))
+
+    async def put_overload(
+        self, port: ControlPort, armed: bool, lease_s: float, reason: str
+    ) -> OverloadTaken | Rejected | Unreachable:
+        """Arm or disarm OIT for `lease_s` seconds."""
+        body = {"armed": armed, "lease_s": lease_s, "reason": reason}
+        match await self._call("PUT", port, "/overload", json=body):
+            case 200, {"armed": bool(now_armed), "generation": int(generation)}:
+                return OverloadTaken(now_armed, generation)
+            case other:
+                return _failure(other)
+
+    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
+        """Which document the sidecar runs."""
+        match await self._call("GET", port, "/state"):
+            case 200, {"generation": int(generation), "hash": str(content_hash)}:
+                return Running(generation, content_hash)
+            case 200, {"generation": None | 0, **_rest}:
+                return Running(0, "")
+            case other:
+                return _failure(other)
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._session.close()
+
+    async def _call(
+        self, method: str, port: ControlPort, path: str, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> tuple[int, Any] | Unreachable:
+        url = URL.build(scheme="http", host=port.host, port=port.port, path=path)
+        signed = {"Authorization": f"Bearer {port.token}", **(headers or {})}
+        try:
+            async with self._session.request(
+                method, url, headers=signed, allow_redirects=False, **body
+            ) as response:
+                return response.status, await response.json(content_type=None)
+        except TimeoutError:
+            return Unreachable("no answer in time")
+        except (aiohttp.ClientError, OSError, ValueError) as problem:
+            return Unreachable(f"{type(problem).__name__}: {problem}"[:_MAX_WORDS])
+
+
+def _configuration(answer: tuple[int, Any] | Unreachable) -> Running | Newer | Rejected | Unreachable:
+    match answer:
+        case 200, {"generation": int(generation), "hash": str(content_hash)}:
+            return Running(generation, content_hash)
+        case 409, {"generation": int(generation), "hash": str(content_hash)}:
+            return Newer(generation, content_hash)
+        case other:
+            return _failure(other)
+
+
+def _failure(answer: tuple[int, Any] | Unreachable) -> Rejected | Unreachable:
+    match answer:
+        case Unreachable():
+            return answer
+        case status, {"error": words} if 400 <= status < 500 and status not in (408, 429):
+            return Rejected(status, str(words)[:_MAX_WORDS])
+        case status, body:
+            return Unreachable(f"HTTP {status}: {str(body)[:_MAX_WORDS]}")

@@ -1,0 +1,47 @@
+"""What can go wrong between the operator and the API server.
+
+OperatorError
+├── SetupError              the operator can't run as it was started; ends the process with a sentence
+├── ForeignSecretError      a Secret of somebody else has the name of a boot Secret
+└── ApiServerError          a call to the API server failed
+    ├── NotFoundError       the object, or its kind, isn't there
+    ├── ConflictError       the object exists already, or changed since it was read
+    └── UnreachableError    no answer
+
+Sidecars and Prometheus raise nothing: that they fail is expected, so their clients return it as a value.
+"""
+
+from __future__ import annotations
+
+
+class OperatorError(Exception):
+    """Root of the operator's own exceptions."""
+
+
+class SetupError(OperatorError):
+    """The operator can't run as it was started. The message is for the person who started it."""
+
+
+class ForeignSecretError(OperatorError):
+    """A Secret of somebody else has the name that a pool's boot Secret must have."""
+
+
+class ApiServerError(OperatorError):
+    """A call to the API server failed. The message names the object and gives the server's words."""
+
+    def __init__(self, what: str, status: int, words: str) -> None:
+        super().__init__(f"{what}: {words}" + (f" (HTTP {status})" if status else ""))
+        self.what = what
+        self.status = status  #: of HTTP; 0 where there was no answer
+
+
+class NotFoundError(ApiServerError):
+    """The object, or its kind, isn't there."""
+
+
+class ConflictError(ApiServerError):
+    """The object exists already, or it changed since it was read."""
+
+
+class UnreachableError(ApiServerError):
+    """The API server gave no answer."""

@@ -1,0 +1,87 @@
+"""Comparing the store with who really exists.
+
+A watch tells of every change but not when its first listing is complete, and not of what was deleted while
+it was broken. Counting heads answers both: nothing is compiled before everybody has been seen (a Secret
+that is late would cost a Tenant its key for a moment), and who vanished unseen is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+
+from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT
+from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
+from fairserve_operator.handlers.bodies import SECRET_SELECTOR
+from fairserve_operator.handlers.contracts import Cluster
+from fairserve_operator.handlers.store import Name, Store
+
+_log = logging.getLogger(__name__)
+
+CUSTOM = (TENANT, APPLICATION, SERVING_POOL)
+KINDS = (*CUSTOM, "Pod", "Secret")
+
+_LOOK_S = 0.05
+_COUNT_AGAIN_S = 1.0
+
+#: Namespaces to serve; (None,) is all of them.
+Scope = Sequence[str | None]
+
+
+async def require_custom_resources(cluster: Cluster, scope: Scope) -> None:
+    """Raise SetupError, in words for whoever started the operator, where our kinds can't be listed."""
+    for kind in CUSTOM:
+        try:
+            await cluster.census(kind, scope[0])
+        except NotFoundError as problem:
+            raise SetupError(
+                f"the API server does not know {kind} of fairserve.dev/v1alpha1: apply crds/ first"
+            ) from problem
+        except ApiServerError as problem:
+            raise SetupError(str(problem)) from problem
+
+
+async def until_complete(store: Store, cluster: Cluster, scope: Scope) -> None:
+    """Wait until the store has seen everybody who exists."""
+    for kind in KINDS:
+        for namespace in scope:
+            await _until_seen(store, cluster, kind, namespace)
+
+
+async def forget_vanished(store: Store, cluster: Cluster, scope: Scope) -> frozenset[str]:
+    """Forget who no longer exists; returns the namespaces where anybody was forgotten."""
+    touched: set[str] = set()
+    for kind in KINDS:
+        for namespace in scope:
+            counted = await cluster.census(kind, namespace, _selector(kind))
+            for place, name in store.vanished(
+                kind, namespace, counted.objects, int(counted.resource_version)
+            ):
+                _log.info("%s %s/%s is gone, unnoticed by its watch", kind, place, name)
+                store.remove(kind, place, name)
+                touched.add(place)
+    return frozenset(touched)
+
+
+async def _until_seen(store: Store, cluster: Cluster, kind: str, namespace: str | None) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            missing: Iterable[Name] = (await cluster.census(kind, namespace, _selector(kind))).objects
+        except ApiServerError as problem:
+            _log.error("waiting for the first listing: %s", problem)
+            await asyncio.sleep(_COUNT_AGAIN_S)
+            continue
+        count_again = loop.time() + _COUNT_AGAIN_S
+        while missing := store.missing(kind, missing):
+            if loop.time() > count_again:
+                break  # Who isn't there yet may be deleted by now.
+            await asyncio.sleep(_LOOK_S)
+        else:
+            return
+        _log.info("waiting for the watch to list %d more of kind %s", len(missing), kind)
+
+
+def _selector(kind: str) -> str:
+    return SECRET_SELECTOR if kind == "Secret" else ""

@@ -1,0 +1,75 @@
+"""What the handlers need of the world, so that a test can be the world.
+
+The classes of `fairserve_operator.clients` fit these; so do the fakes of the unit tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from fairserve_operator.clients.kubernetes_client import Census, Written
+from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.sidecars import (
+    ControlPort,
+    Newer,
+    OverloadTaken,
+    Rejected,
+    Running,
+    Unreachable,
+)
+
+#: Unix time, seconds.
+Clock = Callable[[], float]
+
+
+class Cluster(Protocol):
+    """The API server. Everything raises errors.ApiServerError or one of its kinds."""
+
+    async def read_secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        """One Secret, None where there is none."""
+        ...
+
+    async def write_secret(self, manifest: Mapping[str, Any]) -> Written:
+        """Replace a Secret at its `resourceVersion`, or create it where the manifest has none."""
+        ...
+
+    async def apply_status(self, manifest: Mapping[str, Any], field_manager: str) -> Written:
+        """Server-side apply of a status."""
+        ...
+
+    async def create_event(self, manifest: Mapping[str, Any]) -> None:
+        """Record an Event."""
+        ...
+
+    async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
+        """Who exists of a kind; `namespace` None means everywhere."""
+        ...
+
+
+class Sidecars(Protocol):
+    """The control ports."""
+
+    async def put_config(
+        self, port: ControlPort, document_gz: bytes
+    ) -> Running | Newer | Rejected | Unreachable:
+        """Give a sidecar a document, gzipped JSON."""
+        ...
+
+    async def put_overload(
+        self, port: ControlPort, armed: bool, lease_s: float, reason: str
+    ) -> OverloadTaken | Rejected | Unreachable:
+        """Arm or disarm OIT for `lease_s` seconds."""
+        ...
+
+    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
+        """Which document a sidecar runs."""
+        ...
+
+
+class Metrics(Protocol):
+    """Prometheus servers."""
+
+    async def query(self, url: str, promql: str, timeout_s: float) -> Reading:
+        """The value of a query that yields one number, after `timeout_s` seconds at the latest."""
+        ...

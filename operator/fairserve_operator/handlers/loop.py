@@ -1,0 +1,145 @@
+"""The reconcile loop: from "something changed in this namespace" to a few well-timed runs.
+
+Each namespace has two workers. One reconciles, after a short pause that turns a burst of changes into one
+run. The other publishes status, after a pause that lets sidecars acknowledge first, so that a change shows
+as done and not as pending and then done. Nothing runs before the store has seen everybody who exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fairserve_operator.errors import ApiServerError
+from fairserve_operator.handlers.census import Scope, forget_vanished, until_complete
+from fairserve_operator.handlers.pools import World
+from fairserve_operator.handlers.publication import Publication
+from fairserve_operator.handlers.reconciliation import Namespace
+from fairserve_operator.handlers.tasks import wait_for_event
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Pauses of the loop, in seconds."""
+
+    quiet_s: float = 0.03  #: a burst has ended when nothing came for this long
+    burst_s: float = 0.25  #: ... but it is not waited for longer than this
+    settle_s: float = 0.5  #: how long status waits for the sidecars' acknowledgements
+    first_settle_s: float = 3.0  #: the same for the first status after a start
+    first_retry_s: float = 0.5
+    last_retry_s: float = 15.0
+    census_s: float = 60.0  #: time between two counts of who exists; each also repairs what others changed
+
+
+class Loop:
+    """Reconciles every namespace of its scope that has any of our objects."""
+
+    def __init__(self, world: World, scope: Scope, timing: Timing = Timing()) -> None:
+        self._world = world
+        self._scope = scope
+        self._timing = timing
+        self._workers: dict[str, _Worker] = {}
+        self._complete = False
+
+    async def start(self) -> None:
+        """Begin."""
+        self._world.tasks.start(self._supervise(), "supervise")
+
+    async def stop(self) -> None:
+        """End all work. Nothing is undone: sidecars and objects stay as they are."""
+        await self._world.tasks.cancel()
+
+    def mark(self, namespace: str) -> None:
+        """Note that something changed there that matters."""
+        worker = self._workers.get(namespace)
+        if worker is None:
+            if not self._complete or not self._world.store.occupied(namespace):
+                return
+            worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing)
+            worker.start()
+        worker.changed.set()
+
+    def state(self) -> Mapping[str, Any]:
+        """Tell what a liveness probe may want to see."""
+        return {"complete": self._complete, "namespaces": len(self._workers)}
+
+    async def _supervise(self) -> None:
+        await until_complete(self._world.store, self._world.cluster, self._scope)
+        self._complete = True
+        _log.info("all objects are known; reconciling %d namespaces", len(self._world.store.namespaces()))
+        while True:
+            for namespace in self._world.store.namespaces():
+                self.mark(namespace)
+            await asyncio.sleep(self._timing.census_s)
+            try:
+                for namespace in await forget_vanished(self._world.store, self._world.cluster, self._scope):
+                    self.mark(namespace)
+            except ApiServerError as problem:
+                _log.warning("counting who exists: %s", problem)
+
+
+class _Worker:
+    """The two tasks of one namespace."""
+
+    def __init__(self, name: str, world: World, timing: Timing) -> None:
+        self.changed = asyncio.Event()
+        self._unpublished = asyncio.Event()
+        self._name = name
+        self._world = world
+        self._timing = timing
+        self._namespace = Namespace(name, world, self._unpublished.set, self.changed.set)
+        self._publication = Publication(world.store, world.cluster)
+
+    def start(self) -> None:
+        self._world.tasks.start(self._reconcile(), f"reconcile {self._name}")
+        self._world.tasks.start(self._publish(), f"publish {self._name}")
+
+    async def _reconcile(self) -> None:
+        failures = 0
+        while True:
+            await self.changed.wait()
+            await self._quiet()
+            done = await self._namespace.reconcile()
+            self._unpublished.set()
+            failures = 0 if done else failures + 1
+            if not done:
+                await wait_for_event(self.changed, self._retry_s(failures))
+                self.changed.set()
+
+    async def _publish(self) -> None:
+        settle_s, failures = self._timing.first_settle_s, 0
+        while True:
+            await self._unpublished.wait()
+            await self._settled(settle_s)
+            self._unpublished.clear()
+            done = await self._publication.publish(self._namespace.statuses())
+            settle_s = self._timing.settle_s
+            failures = 0 if done else failures + 1
+            if not done:
+                await asyncio.sleep(self._retry_s(failures))
+                self._unpublished.set()
+
+    async def _quiet(self) -> None:
+        """Wait until changes stop coming, but not for ever."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + self._timing.burst_s
+        self.changed.clear()
+        while loop.time() < latest and await wait_for_event(self.changed, self._timing.quiet_s):
+            pass
+
+    async def _settled(self, longest_s: float) -> None:
+        """Wait until every sidecar has been given its document once, but not for ever."""
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + longest_s
+        while not self._namespace.settled and (left := latest - loop.time()) > 0:
+            self._unpublished.clear()
+            await wait_for_event(self._unpublished, left)
+
+    def _retry_s(self, failures: int) -> float:
+        longest = min(self._timing.first_retry_s * 2.0 ** min(failures - 1, 30), self._timing.last_retry_s)
+        return longest * self._world.rng.uniform(0.5, 1.0)

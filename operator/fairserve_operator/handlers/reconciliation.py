@@ -1,0 +1,114 @@
+"""One namespace: its pools, and the status of all its objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fairserve_operator.decide.compilation import examine, secret_refs
+from fairserve_operator.decide.conditions import Condition, rfc3339
+from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
+from fairserve_operator.decide.status import Delivery, application_status, tenant_status
+from fairserve_operator.handlers.pools import Gathered, Pool, World, digests
+
+#: For a namespace without pools, where digests only show whether keys differ.
+_ANY_SALT = "00" * 16
+
+
+class Namespace:
+    """Keeps one namespace's sidecars and statuses as its objects say.
+
+    `changed` is called when `statuses` may yield something new, `outdated` when `reconcile` should run again.
+    """
+
+    def __init__(
+        self, name: str, world: World, changed: Callable[[], None], outdated: Callable[[], None]
+    ) -> None:
+        self._name = name
+        self._world = world
+        self._changed = changed
+        self._outdated = outdated
+        self._pools: dict[ObjectKey, Pool] = {}
+        self._gathered: Gathered | None = None
+        self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
+
+    async def reconcile(self) -> bool:
+        """Bring every pool up to date; false if one must be tried again."""
+        gathered = self._gather()
+        pools = [await self._pool(resource) for resource in gathered.pools]
+        for gone in self._pools.keys() - {resource.key for resource in gathered.pools}:
+            await self._pools.pop(gone).close()
+        done = await asyncio.gather(
+            *(
+                pool.reconcile(resource, gathered)
+                for pool, resource in zip(pools, gathered.pools, strict=True)
+            )
+        )
+        self._gathered = gathered
+        self._conditions = self._examined(gathered)
+        return all(done)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the world has answered everything that it was asked."""
+        return all(pool.settled for pool in self._pools.values())
+
+    def statuses(self) -> Iterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status that each object should have now, pools first."""
+        if self._gathered is None:
+            return
+        now = rfc3339(self._world.clock())
+        pools = [
+            (pool, Delivery(pool.resource.key.name, pool.delivery.acks()))
+            for pool in self._pools.values()
+            if pool.compiled is not None
+        ]
+        for pool, delivery in pools:
+            yield pool.resource, pool.status(delivery, self._held(pool.resource.key), now)
+        for resource in (*self._gathered.applications, *self._gathered.tenants):
+            key = resource.key
+            if (conditions := self._conditions.get(key)) is not None:
+                status = tenant_status if key.kind == TENANT else application_status
+                into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
+                yield resource, status(resource, conditions, into, self._held(key), now)
+
+    async def close(self) -> None:
+        """Stop acting; nothing is undone."""
+        for pool in self._pools.values():
+            await pool.close()
+        self._pools.clear()
+
+    def _gather(self) -> Gathered:
+        store = self._world.store
+        revision = store.revision(self._name)
+        if self._gathered is not None and self._gathered.revision == revision:
+            return self._gathered
+        tenants = store.objects(self._name, TENANT)
+        return Gathered(
+            revision=revision,
+            pools=store.objects(self._name, SERVING_POOL),
+            tenants=tenants,
+            applications=store.objects(self._name, APPLICATION),
+            refs=secret_refs(tenants),
+        )
+
+    async def _pool(self, resource: Resource) -> Pool:
+        pool = self._pools.get(resource.key)
+        if pool is not None and pool.resource.uid != resource.uid:
+            await pool.close()  # Deleted and made anew under the same name.
+            pool = None
+        if pool is None:
+            pool = self._pools[resource.key] = Pool(resource, self._world, self._changed, self._outdated)
+        return pool
+
+    def _examined(self, gathered: Gathered) -> Mapping[ObjectKey, tuple[Condition, ...]]:
+        for pool in self._pools.values():
+            if pool.compiled is not None:
+                return pool.compiled.conditions
+        found = digests(self._world.store, gathered.refs, _ANY_SALT)
+        return examine(gathered.tenants, gathered.applications, found)
+
+    def _held(self, key: ObjectKey) -> Mapping[str, Any] | None:
+        stored = self._world.store.stored(key)
+        return None if stored is None else stored.status
