@@ -197,8 +197,8 @@ def reference() -> str:
         "subresource and are in the category `fairserve`: `kubectl get fairserve`. Write full names",
         f"(`tenants.{api.GROUP}`): other projects have kinds named Tenant and Application too.",
         "",
-        "Durations are whole numbers with units: `500ms`, `30s`, `10m`, `1h30m`. Defaults take effect without",
-        "being written into the object.",
+        "Durations are whole numbers with units: `500ms`, `30s`, `10m`, `1h30m`. Defaults take effect",
+        "without being written into the object.",
         "",
     ]
     for kind in KINDS:

@@ -76,7 +76,8 @@ def compile_pool(
     Secret. `salt` is hex, at least 32 digits, and stays the same over a pool's life.
     """
     namespace = _judge(pool.key.namespace, tenants, applications, digests)
-    parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*pools, pool], pool.key.namespace)]
+    rivals = [other for other in pools if other.key != pool.key]
+    parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
     conflicts = selector_conflicts(parsed)
     conditions = _namespace_conditions(namespace)
     conditions |= {p.resource.key: _pool_conditions(p, conflicts) for p in parsed}
@@ -153,7 +154,7 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
 def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts) -> tuple[Condition, ...]:
     key, generation = pool.resource.key, pool.resource.generation
     if key in conflicts.lost:
-        refused = Parsed[ServingPoolSpec](pool.resource, None, conflicts.lost[key])
+        refused: Parsed[ServingPoolSpec] = Parsed(pool.resource, None, conflicts.lost[key])
         mine = _own_conditions(refused, reason="SelectorConflict")
     else:
         mine = _own_conditions(pool)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fairserve_operator.decide.resources import SERVING_POOL, Resource
+from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Resource
 
 #: How many problems one condition spells out; the rest is counted.
 SPELLED_OUT = 5
@@ -50,12 +50,23 @@ def parse(resource: Resource, model: type[Spec]) -> Parsed[Spec]:
 def oldest_first(resources: Iterable[Resource], namespace: str) -> list[Resource]:
     """The resources of one namespace in the order in which they win conflicts; each object once."""
     mine = sorted((r for r in resources if r.key.namespace == namespace), key=_age)
-    return list({resource.key: resource for resource in reversed(mine)}.values())[::-1]
+    once: dict[ObjectKey, Resource] = {}
+    for resource in mine:
+        once.setdefault(resource.key, resource)
+    return list(once.values())
 
 
 def rendered(error: ValidationError) -> str:
     """Every wrong field with its path in the object."""
-    return joined([f"{_path(e['loc'])}: {_sentence(e['type'], e['msg'])}" for e in error.errors()])
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    places = [e["loc"] for e in errors]
+    return joined(
+        [
+            f"{_path(e['loc'])}: {_sentence(e['type'], e['msg'])}"
+            for e in errors
+            if not (e["type"] == "too_short" and _has_below(places, e["loc"]))
+        ]
+    )
 
 
 def joined(problems: Sequence[str]) -> str:
@@ -68,6 +79,11 @@ def _age(resource: Resource) -> tuple[Any, ...]:
     """Oldest creation, then name. The rest only makes the order total."""
     content = json.dumps(resource.spec, sort_keys=True, default=str)
     return resource.created, resource.key.name, resource.uid, resource.generation, content
+
+
+def _has_below(places: Sequence[tuple[int | str, ...]], loc: tuple[int | str, ...]) -> bool:
+    """Whether the list at `loc` is only too short because its items are wrong."""
+    return any(len(place) > len(loc) and place[: len(loc)] == loc for place in places)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

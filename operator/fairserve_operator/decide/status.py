@@ -182,7 +182,7 @@ def _programmed(
         return Condition(PROGRAMMED, "True" if status else "False", reason, message, observed)
 
     if any(c.type == ACCEPTED and c.status != "True" for c in conditions):
-        return told(False, "NotAccepted", "left out of every configuration until accepted")
+        return told(False, "NotAccepted", "not in force until accepted")
     total = sum(delivery.total for delivery, _ in deliveries)
     if total == 0:
         return told(False, "NoPods", _no_pods([delivery.pool for delivery, _ in deliveries]))

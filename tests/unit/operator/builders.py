@@ -1,0 +1,74 @@
+"""Resources for tests: well formed unless a test says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fairserve.config import key_digest
+from fairserve_operator.decide.compilation import Compiled, compile_pool
+from fairserve_operator.decide.conditions import Condition
+from fairserve_operator.decide.resources import (
+    APPLICATION,
+    SERVING_POOL,
+    TENANT,
+    ObjectKey,
+    Resource,
+    SecretProblem,
+    SecretRef,
+)
+
+SALT = "5a" * 16
+NAMESPACE = "team"
+
+
+def resource(
+    kind: str, name: str, spec: Mapping[str, Any], created: str = "", generation: int = 1
+) -> Resource:
+    return Resource(ObjectKey(kind, NAMESPACE, name), f"uid-{name}", generation, created, spec)
+
+
+def tenant(name: str, *, created: str = "", generation: int = 1, **spec: Any) -> Resource:
+    return resource(TENANT, name, spec, created, generation)
+
+
+def application(name: str, *, created: str = "", **spec: Any) -> Resource:
+    profile = {"inputTokens": 100, "outputTokens": 50}
+    return resource(APPLICATION, name, {"profile": profile, **spec}, created)
+
+
+def pool(name: str = "llm", *, created: str = "", **spec: Any) -> Resource:
+    return resource(SERVING_POOL, name, {"selector": {"matchLabels": {"app": name}}, **spec}, created)
+
+
+def api_key(secret: str, key: str = "api-key", application: str | None = None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"secretRef": {"name": secret, "key": key}}
+    return {"apiKey": {**entry, "application": application} if application else entry}
+
+
+def header(name: str, value: str) -> dict[str, Any]:
+    return {"header": {"name": name, "value": value}}
+
+
+def digests(secrets: Mapping[str, str | SecretProblem]) -> dict[SecretRef, str | SecretProblem]:
+    """What handlers gather, for entries `api-key` of Secrets by name."""
+    return {
+        SecretRef(NAMESPACE, name, "api-key"): value
+        if isinstance(value, SecretProblem)
+        else key_digest(SALT, value)
+        for name, value in secrets.items()
+    }
+
+
+def compiled(
+    tenants: Iterable[Resource] = (),
+    applications: Iterable[Resource] = (),
+    secrets: Mapping[str, str | SecretProblem] | None = None,
+    this: Resource | None = None,
+    pools: Iterable[Resource] = (),
+) -> Compiled:
+    return compile_pool(this or pool(), pools, tenants, applications, digests(secrets or {}), SALT)
+
+
+def condition(of: Compiled, resource: Resource, type_: str) -> Condition:
+    return next(c for c in of.conditions[resource.key] if c.type == type_)
