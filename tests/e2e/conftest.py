@@ -1,0 +1,76 @@
+"""fairserve whole, in front of the real vLLM, and a load in front of it."""
+
+import asyncio
+import contextlib
+import statistics
+import time
+
+import pytest
+
+from fairserve.local.load import ClientClass, Load, summarise
+from tests.parts.process import poll
+from tests.parts.stack import Stack
+from tests.parts.vllm import MODEL
+
+KEYS = {"team-a": "demo-key-of-team-a", "team-b": "demo-key-of-team-b"}
+
+
+@pytest.fixture
+def make_stack(control_plane, start_prometheus, tmp_path_factory):
+    """`make_stack(name)` gives a running Stack in a namespace of that name, with a Prometheus of its own."""
+    with contextlib.ExitStack() as running:
+
+        def make(name):
+            stack = Stack(control_plane, start_prometheus(), name, tmp_path_factory.mktemp(name))
+            return running.enter_context(stack)
+
+        yield make
+
+
+@pytest.fixture
+def run_load():
+    """`await run_load(stack, classes, story)` runs a load beside the coroutine function `story(load)` and
+    returns a summary by class."""
+
+    async def run(url, classes, story):
+        async with Load(url, MODEL, seed=1) as load:
+            load.start(classes)
+            await story(load)
+            await load.stop(drain_s=60.0)
+        return {
+            each.name: summarise(record for record in load.records if record.client_class == each.name)
+            for each in classes
+        }
+
+    return run
+
+
+def backlog(tenant, clients, **changes):
+    """A class that keeps `clients` chat calls of one tenant with the pool."""
+    known = {"application": "chat", "prompt_tokens": 20, "max_tokens": 48}
+    return ClientClass(tenant, KEYS[tenant], clients_per_user=clients, **(known | changes))
+
+
+async def share(sidecar, seconds, *, least_waiting):
+    """Service of team A over service of team B in the next `seconds`, while both have at least
+    `least_waiting` calls waiting in the sidecar (checked throughout)."""
+
+    def tenants():
+        return {each["name"]: each for each in sidecar.state()["tenants"]}
+
+    def both_wait():
+        known = tenants()
+        waiting = [known.get(name, {"queued": 0})["queued"] for name in KEYS]
+        return known if min(waiting) >= least_waiting else None
+
+    before = await asyncio.to_thread(poll, both_wait, 60.0, "both teams to be backlogged")
+    waiting = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(0.25)
+        after = await asyncio.to_thread(tenants)
+        waiting.append(min(after[name]["queued"] for name in KEYS))
+    assert min(waiting) >= least_waiting, f"not backlogged throughout: {min(waiting)} waiting"
+    served = [after[name]["service"] - before[name]["service"] for name in KEYS]
+    print(f"waiting (median of the smaller queue): {statistics.median(waiting)}; service A, B: {served}")
+    return served[0] / served[1]
