@@ -61,6 +61,13 @@ def test_tenant_goes_in_whole() -> None:
     assert result.config.identity.salt == SALT
 
 
+def test_the_keys_of_every_tenant_go_in() -> None:
+    tenants = [tenant(name, identity=[api_key(f"{name}1"), api_key(f"{name}2")]) for name in "abc"]
+    secrets = {f"{name}{i}": f"key-{name}{i}" for name in "abc" for i in (1, 2)}
+    result = compiled(tenants, secrets=secrets)
+    assert keys(result) == {key_digest(SALT, key): key[4] for key in secrets.values()}
+
+
 def test_pool_goes_in_whole() -> None:
     this = pool(
         scheduler={"normalisation": 1, "continuationHeadStart": 0, "tokenWeights": {"output": 3}},
