@@ -66,7 +66,7 @@ class Unreachable:
 
 @dataclass(frozen=True, slots=True)
 class OverloadTaken:
-    """The sidecar follows the overload state; `generation` is of the document it runs."""
+    """The sidecar follows the overload state; `generation` is of the document it runs, 0 for none."""
 
     armed: bool
     generation: int
@@ -96,8 +96,8 @@ class SidecarClient:
         """Arm or disarm OIT for `lease_s` seconds."""
         body = {"armed": armed, "lease_s": lease_s, "reason": reason}
         match await self._call("PUT", port, "/overload", json=body):
-            case 200, {"armed": bool(now_armed), "generation": int(generation)}:
-                return OverloadTaken(now_armed, generation)
+            case 200, {"armed": bool(now_armed), "generation": (int() | None) as generation}:
+                return OverloadTaken(now_armed, generation or 0)
             case other:
                 return _failure(other)
 
@@ -106,7 +106,7 @@ class SidecarClient:
         match await self._call("GET", port, "/state"):
             case 200, {"generation": int(generation), "hash": str(content_hash)}:
                 return Running(generation, content_hash)
-            case 200, {"generation": None | 0, **_rest}:
+            case 200, {"generation": None | 0}:
                 return Running(0, "")
             case other:
                 return _failure(other)

@@ -1,0 +1,160 @@
+"""What the tests of the operator share: the operator as a process, and a namespace with fake pods."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tests.fakes.sidecar_control import SidecarControl
+from tests.parts.cache import REPOSITORY
+from tests.parts.controlplane import ControlPlane
+from tests.parts.process import Process, free_port, poll
+
+T = TypeVar("T")
+
+#: Long enough for a machine whose cores are all busy with something else; what passes, passes in far less.
+DEADLINE_S = 60.0
+
+#: In the environment: where the operator is found.
+PYTHONPATH = {"PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY / 'serving'}"}
+
+_addresses = (f"127.41.{high}.{low}" for high, low in itertools.product(range(256), range(1, 255)))
+
+
+def operator_process(kubeconfig: Path, log: Path, *options: str) -> Process:
+    """The operator, not yet started. `options` as of `python -m fairserve_operator`."""
+    return Process(
+        "operator",
+        [
+            sys.executable,
+            "-m",
+            "fairserve_operator",
+            "--log-format=plain",
+            f"--kubeconfig={kubeconfig}",
+            *options,
+        ],
+        log,
+        env=PYTHONPATH,
+    )
+
+
+def install_custom_resources(control_plane: ControlPlane) -> None:
+    """Apply the definitions and wait until objects can be made."""
+    control_plane.apply(REPOSITORY / "crds")
+    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    for plural in ("tenants", "applications", "servingpools"):
+        path = f"/apis/fairserve.dev/v1alpha1/{plural}"
+        poll(lambda path=path: control_plane.request("GET", path), DEADLINE_S, path)  # type: ignore[misc]
+
+
+def until(condition: Callable[[], T | None], what: str) -> T:
+    """Poll until the condition holds, and return what it gives."""
+    return poll(condition, DEADLINE_S, what)
+
+
+def two_teams() -> list[dict[str, Any]]:
+    """The manifests of the example, without the Prometheus that is not there."""
+    manifests: list[dict[str, Any]] = []
+    for path in sorted((REPOSITORY / "examples" / "01-two-teams").glob("*.yaml")):
+        manifests += [each for each in yaml.safe_load_all(path.read_text()) if each]
+    for manifest in manifests:
+        if manifest["kind"] == "ServingPool":
+            del manifest["spec"]["overload"]
+    return manifests
+
+
+class Place:
+    """A namespace with objects and fake pods."""
+
+    def __init__(self, control_plane: ControlPlane, namespace: str, stack: ExitStack) -> None:
+        self.control_plane = control_plane
+        self.namespace = namespace
+        self.control_port = free_port()
+        self._stack = stack
+
+    def apply(self, manifests: Sequence[Mapping[str, Any]]) -> None:
+        """Apply these in the namespace, server-side; pools get the control port of the fake pods."""
+        for manifest in manifests:
+            if manifest["kind"] == "ServingPool":
+                manifest["spec"]["sidecar"] = {"controlPort": self.control_port}
+        text = "\n---\n".join(json.dumps(manifest) for manifest in manifests)
+        self.control_plane.kubectl("apply", "--server-side", "-n", self.namespace, "-f", "-", stdin=text)
+
+    def patch(self, kind: str, name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge into a spec, as `kubectl patch` does."""
+        path = self.path(kind, name)
+        return self.control_plane.request(
+            "PATCH", path, {"spec": spec}, content_type="application/merge-patch+json"
+        )
+
+    def pod(self, name: str, labels: Mapping[str, str] | None = None) -> SidecarControl:
+        """Make a running pod whose sidecar answers."""
+        sidecar = self.sidecar()
+        self._stack.enter_context(sidecar)
+        self.announce(name, sidecar, labels)
+        return sidecar
+
+    def sidecar(self) -> SidecarControl:
+        """A sidecar that is neither started nor in any pod."""
+        return SidecarControl(next(_addresses), self.control_port)
+
+    def announce(self, name: str, sidecar: SidecarControl, labels: Mapping[str, str] | None = None) -> None:
+        """Make a running pod around a sidecar."""
+        self.control_plane.fake_pod(self.namespace, name, sidecar.host, labels or {"app": "vllm"})
+
+    def restart_container(self, name: str) -> None:
+        """Say what a kubelet says after it started a pod's containers anew."""
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{name}"
+        status = self.control_plane.request("GET", path)["status"]
+        for container in status["containerStatuses"]:
+            container["restartCount"] += 1
+        patch = {"status": {"containerStatuses": status["containerStatuses"]}}
+        self.control_plane.request(
+            "PATCH", f"{path}/status", patch, content_type="application/merge-patch+json"
+        )
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """One object."""
+        return self.control_plane.request("GET", self.path(kind, name))
+
+    def delete(self, kind: str, name: str) -> None:
+        """Delete one object."""
+        self.control_plane.request("DELETE", self.path(kind, name))
+
+    def condition(self, kind: str, name: str, condition: str) -> dict[str, Any]:
+        """One condition of an object as it is now; empty if there is none yet."""
+        body = self.get(kind, name)
+        for each in body.get("status", {}).get("conditions", ()):
+            if each["type"] == condition and each["observedGeneration"] == body["metadata"]["generation"]:
+                return dict(each)
+        return {}
+
+    def until_condition(self, kind: str, name: str, condition: str, status: str) -> dict[str, Any]:
+        """Wait for a condition of the object as it is now."""
+
+        def held() -> dict[str, Any] | None:
+            found = self.condition(kind, name, condition)
+            return found if found.get("status") == status else None
+
+        return until(held, f"{condition}={status} of {kind} {name}")
+
+    def boot_secret(self, pool: str = "llm") -> dict[str, Any]:
+        """The Secret that a pool's pods boot from; raises HTTPError (an OSError) while there is none."""
+        return self.get("secrets", f"fairserve-{pool}")
+
+    def control_token(self, pool: str = "llm") -> str:
+        """What the boot Secret gives as the control token."""
+        return base64.b64decode(self.boot_secret(pool)["data"]["control-token"]).decode()
+
+    def path(self, kind: str, name: str) -> str:
+        """The path of an object."""
+        prefix = "/api/v1" if kind in ("pods", "secrets", "events") else "/apis/fairserve.dev/v1alpha1"
+        return f"{prefix}/namespaces/{self.namespace}/{kind}/{name}"

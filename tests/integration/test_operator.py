@@ -1,0 +1,228 @@
+"""The operator against a real API server: from manifests to what sidecars run and what statuses say."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from fairserve.config import key_digest
+from tests.integration.operating import (
+    Place,
+    install_custom_resources,
+    operator_process,
+    two_teams,
+    until,
+)
+from tests.parts.controlplane import ControlPlane
+from tests.parts.process import Process
+
+
+@pytest.fixture(scope="module")
+def api(control_plane: ControlPlane) -> ControlPlane:
+    """The control plane, with our kinds."""
+    install_custom_resources(control_plane)
+    return control_plane
+
+
+@pytest.fixture(scope="module")
+def everywhere(api: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """An operator that serves all namespaces."""
+    log = tmp_path_factory.mktemp("operator") / "operator.log"
+    with operator_process(api.kubeconfig, log, "--all-namespaces") as running:
+        yield running
+        assert running.alive, running.log_tail()
+
+
+@pytest.fixture
+def place(api: ControlPlane, namespace: str) -> Iterator[Place]:
+    """A namespace, and whatever fake pods the test puts into it."""
+    with ExitStack() as stack:
+        yield Place(api, namespace, stack)
+
+
+@pytest.fixture
+def served(place: Place, everywhere: Process) -> Place:
+    """The example in force on two pods, `a` and `b`; their sidecars are `served.sidecars`."""
+    place.apply(two_teams())
+    return place
+
+
+def test_manifests_reach_every_sidecar_and_status_says_so(served: Place) -> None:
+    sidecars = [served.pod(name) for name in ("a", "b", "c")]
+
+    for kind, name in (("tenants", "team-a"), ("tenants", "team-b"), ("applications", "chat")):
+        served.until_condition(kind, name, "Programmed", "True")
+        assert served.condition(kind, name, "Accepted")["status"] == "True"
+    served.until_condition("servingpools", "llm", "Programmed", "True")
+
+    pool = served.get("servingpools", "llm")["status"]
+    assert pool["programmed"] == "3/3"
+    assert {sidecar.generation for sidecar in sidecars} == {pool["generation"]}
+    config = sidecars[0].config
+    assert {tenant.name: tenant.weight for tenant in config.tenants} == {"team-a": 3, "team-b": 1}
+    digest = key_digest(config.identity.salt, "demo-key-of-team-a")
+    assert [key.tenant for key in config.identity.api_keys if key.digest == digest] == ["team-a"]
+    assert {sidecar.token for sidecar in sidecars} == {served.control_token()}
+    assert served.boot_secret()["metadata"]["ownerReferences"][0]["name"] == "llm"
+
+
+def test_objects_get_neither_finalizers_nor_annotations(served: Place) -> None:
+    served.pod("a")
+    served.until_condition("tenants", "team-a", "Ready", "True")
+    for kind, name in (
+        ("tenants", "team-a"),
+        ("servingpools", "llm"),
+        ("pods", "a"),
+        ("secrets", "team-a-key"),
+    ):
+        metadata = served.get(kind, name)["metadata"]
+        assert not metadata.get("finalizers"), kind
+        assert not metadata.get("annotations"), kind
+
+
+def test_changed_weight_is_acknowledged_and_touches_no_other_tenant(served: Place) -> None:
+    sidecars = [served.pod("a"), served.pod("b")]
+    for name in ("team-a", "team-b"):
+        served.until_condition("tenants", name, "Programmed", "True")
+    until(lambda: sidecars[0].generation == sidecars[1].generation > 0, "both sidecars on one generation")
+    before, untouched = sidecars[0].generation, served.get("tenants", "team-b")["metadata"]["resourceVersion"]
+
+    started = time.monotonic()
+    served.patch("tenants", "team-a", {"weight": 1})
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+    elapsed_s = time.monotonic() - started
+
+    print(f"\npatch to Programmed: {elapsed_s:.3f} s")
+    assert [sidecar.generation for sidecar in sidecars] == [before + 1, before + 1]
+    assert {tenant.name: tenant.weight for tenant in sidecars[1].config.tenants}["team-a"] == 1
+    assert served.get("tenants", "team-b")["metadata"]["resourceVersion"] == untouched
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"), [({"weight": 0}, "weight"), ({"wieght": 2}, "wieght")], ids=["zero", "unknown"]
+)
+def test_api_server_refuses_what_the_schema_rules_out(
+    served: Place, spec: dict[str, object], words: str
+) -> None:
+    manifest = {
+        "apiVersion": "fairserve.dev/v1alpha1",
+        "kind": "Tenant",
+        "metadata": {"name": "bad"},
+        "spec": spec,
+    }
+    path = f"/apis/fairserve.dev/v1alpha1/namespaces/{served.namespace}/tenants?fieldValidation=Strict"
+    with pytest.raises(urllib.error.HTTPError, match=words):
+        served.control_plane.request("POST", path, manifest)
+
+
+def test_broken_tenants_are_told_and_the_others_work(served: Place) -> None:
+    sidecar = served.pod("a")
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+
+    def tenant(name: str, secret: str) -> dict[str, object]:
+        identity = [{"apiKey": {"secretRef": {"name": secret, "key": "api-key"}}}]
+        return {
+            "apiVersion": "fairserve.dev/v1alpha1",
+            "kind": "Tenant",
+            "metadata": {"name": name},
+            "spec": {"identity": identity},
+        }
+
+    # Of two objects made within one second the first by name is the older one.
+    served.apply([tenant("team-copycat", "team-a-key"), tenant("keyless", "nowhere")])
+    served.patch("tenants", "team-b", {"weight": 7})
+
+    duplicate = served.until_condition("tenants", "team-copycat", "Ready", "False")
+    assert "team-a" in duplicate["message"]
+    assert "identity[0]" in duplicate["message"]
+    missing = served.until_condition("tenants", "keyless", "ResolvedRefs", "False")
+    assert "nowhere" in missing["message"]
+    assert "identity[0]" in missing["message"]
+    served.until_condition("tenants", "team-b", "Programmed", "True")
+    weights = {each.name: each.weight for each in sidecar.config.tenants}
+    assert (weights["team-a"], weights["team-b"]) == (3, 7)
+    owners = {key.tenant for key in sidecar.config.identity.api_keys}
+    assert owners == {"team-a", "team-b"}
+
+    late = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "nowhere"},
+        "stringData": {"api-key": "k-1"},
+    }
+    served.apply([late])
+    served.until_condition("tenants", "keyless", "Ready", "True")
+    assert "keyless" in {key.tenant for key in sidecar.config.identity.api_keys}
+
+
+def test_pod_that_comes_later_or_starts_anew_is_caught_up(served: Place) -> None:
+    first = served.pod("a")
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+    second = served.sidecar()
+    served.announce("b", second)  # Runs, but its control port does not answer yet.
+    served.until_condition("servingpools", "llm", "Programmed", "False")
+    with second:
+        until(lambda: second.generation == first.generation, "the late pod's configuration")
+        served.until_condition("servingpools", "llm", "Programmed", "True")
+
+        second.forget()
+        served.restart_container("b")
+        until(lambda: second.generation == first.generation, "the restarted pod's configuration")
+
+
+def test_hanging_pod_holds_up_no_other(served: Place) -> None:
+    hanging = served.pod("a")
+    healthy = [served.pod(name) for name in ("b", "c")]
+    served.until_condition("servingpools", "llm", "Programmed", "True")
+    hanging.hang()
+    before = healthy[0].generation
+    served.patch("tenants", "team-a", {"weight": 9})
+    until(
+        lambda: all(sidecar.generation == before + 1 for sidecar in healthy),
+        "the healthy pods' configuration",
+    )
+    behind = until(
+        lambda: served.get("servingpools", "llm")["status"]["pods"]["behind"],
+        "the hanging pod in the pool's status",
+    )
+    assert [each["pod"] for each in behind] == ["a"]
+    assert served.condition("tenants", "team-b", "Programmed")["status"] == "True"
+    hanging.go()
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+    assert hanging.generation == before + 1
+
+
+def test_sidecar_with_a_newer_generation_is_overtaken(served: Place) -> None:
+    sidecar = served.sidecar()
+    sidecar.run(41, "0" * 64)
+    with sidecar:
+        served.announce("a", sidecar)
+        served.until_condition("servingpools", "llm", "Programmed", "True")
+    assert sidecar.generation == 42
+    assert served.get("servingpools", "llm")["status"]["generation"] == 42
+
+
+def test_deleted_boot_secret_comes_back_the_same(served: Place) -> None:
+    sidecar = served.pod("a")
+    served.until_condition("servingpools", "llm", "Programmed", "True")
+    before = served.boot_secret()
+    served.delete("secrets", "fairserve-llm")
+    after = until(served.boot_secret, "the boot Secret")
+    assert after["metadata"]["uid"] != before["metadata"]["uid"]
+    assert after["data"] == before["data"]
+    assert len(sidecar.configs) == 1
+
+
+def test_pool_that_is_gone_is_missed(served: Place) -> None:
+    sidecar = served.pod("a")
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+    served.delete("servingpools", "llm")
+    missed = served.until_condition("tenants", "team-a", "Programmed", "False")
+    assert "no ServingPool" in missed["message"]
+    served.apply(two_teams())
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+    assert sidecar.generation == served.get("servingpools", "llm")["status"]["generation"]

@@ -1,0 +1,111 @@
+"""The operator as a process: restarts, absence, rights, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import urllib.error
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.integration.operating import (
+    DEADLINE_S,
+    PYTHONPATH,
+    Place,
+    install_custom_resources,
+    operator_process,
+    two_teams,
+    until,
+)
+from tests.parts.cache import REPOSITORY
+from tests.parts.controlplane import ControlPlane
+
+
+@pytest.fixture
+def place(control_plane: ControlPlane, namespace: str) -> Iterator[Place]:
+    """A namespace that no operator serves yet, with our kinds."""
+    install_custom_resources(control_plane)
+    with ExitStack() as stack:
+        yield Place(control_plane, namespace, stack)
+
+
+def test_restart_changes_nothing_and_absence_blocks_nothing(place: Place, tmp_path: Path) -> None:
+    place.apply(two_teams())
+    sidecar = place.pod("a")
+    operator = operator_process(place.control_plane.kubeconfig, tmp_path / "log", "-n", place.namespace)
+    named = (
+        ("tenants", "team-a"),
+        ("applications", "chat"),
+        ("servingpools", "llm"),
+        ("secrets", "fairserve-llm"),
+    )
+
+    def versions() -> list[str]:
+        return [place.get(kind, name)["metadata"]["resourceVersion"] for kind, name in named]
+
+    with operator:
+        place.until_condition("tenants", "team-a", "Ready", "True")
+        place.until_condition("servingpools", "llm", "Ready", "True")
+        before = versions()
+        operator.kill()
+        place.delete("tenants", "team-b")
+        with pytest.raises(urllib.error.HTTPError, match="not found"):
+            place.get("tenants", "team-b")
+        place.apply(two_teams())
+        calls, generation = len(sidecar.calls), sidecar.generation
+        operator.start()
+        place.until_condition("tenants", "team-b", "Ready", "True")
+    assert sidecar.generation == generation
+    assert len(sidecar.calls) > calls
+    assert versions() == before
+
+
+def test_ends_on_sigterm_with_status_0(place: Place, tmp_path: Path) -> None:
+    place.apply(two_teams())
+    described = operator_process(place.control_plane.kubeconfig, tmp_path / "log", "-n", place.namespace)
+    with subprocess.Popen(
+        described.args, env={**os.environ, **PYTHONPATH}, stderr=subprocess.PIPE
+    ) as operator:
+        try:
+            until(place.boot_secret, "the boot Secret")
+            operator.send_signal(signal.SIGTERM)
+            _, words = operator.communicate(timeout=DEADLINE_S)
+        finally:
+            operator.kill()
+    assert operator.returncode == 0, words
+    assert b"Traceback" not in words
+
+
+def test_needs_no_more_rights_than_its_role_gives(place: Place, tmp_path: Path) -> None:
+    rights = REPOSITORY / "examples" / "operator" / "rbac.yaml"
+    place.control_plane.kubectl("apply", "-n", place.namespace, "-f", rights)
+    kubeconfig = place.control_plane.service_account_kubeconfig(place.namespace, "fairserve-operator")
+    place.apply(two_teams())
+    sidecar = place.pod("a")
+    # No --namespace: it serves the one that the kubeconfig names.
+    with operator_process(kubeconfig, tmp_path / "log", "--verbose") as operator:
+        place.until_condition("tenants", "team-a", "Ready", "True")
+        place.delete("secrets", "fairserve-llm")
+        until(place.boot_secret, "the boot Secret")
+        place.patch("tenants", "team-a", {"weight": 2})
+        until(lambda: sidecar.generation == 2, "the changed configuration")
+        log = operator.log_tail(10_000)
+    assert "orbidden" not in log
+    assert place.control_token() not in log
+    assert "demo-key-of-team-a" not in log
+
+
+def test_without_custom_resources_or_a_cluster_it_says_so_and_ends(tmp_path: Path) -> None:
+    nowhere = tmp_path / "kubeconfig"
+    nowhere.write_text("apiVersion: v1\nkind: Config\n")
+    described = operator_process(nowhere, tmp_path / "log")
+    ended = subprocess.run(
+        described.args, env={**os.environ, **PYTHONPATH}, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert ended.returncode == 1
+    assert "no cluster to talk to" in ended.stderr
+    assert "Traceback" not in ended.stderr
