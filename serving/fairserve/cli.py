@@ -153,6 +153,88 @@ def check(file: _FOLDER = Path(), pool: _POOL = None) -> None:
     raise typer.Exit(run_check(file, pool, Console()))
 
 
+@app.command()
+def demo(
+    file: _FOLDER = Path("examples/01-two-teams"),
+    pool: _POOL = None,
+    seconds: Annotated[
+        float, typer.Option(help="Time to measure, over all phases; warm-up and ends come on top.", min=20)
+    ] = 50.0,
+    seed: Annotated[int, typer.Option(help="Seed of the clients' prompts and pauses.")] = 1,
+) -> None:
+    """Show two teams, a flood, and what fairserve makes of it; exit status 0 only if it all holds.
+
+    Runs `fairserve up` on an engine emulator and free ports, and sends the load itself. The folder has
+    Tenants team-a and team-b with an API key each, and Applications chat and agent.
+
+    Example: `fairserve demo -f examples/01-two-teams --seconds 50`
+    """
+    from rich.console import Console
+
+    from fairserve.local.demo.run import demo as run_demo
+
+    raise typer.Exit(run_demo(file, pool, seconds, seed, Console()))
+
+
+@app.command()
+def sidecar(
+    engine: Annotated[str, typer.Option(help="The engine in front of which it stands, http://HOST:PORT.")],
+    control_token_file: Annotated[
+        Path, typer.Option(help="File with the token that the control port wants; re-read when it rotates.")
+    ],
+    listen: Annotated[str, typer.Option(help="Address for clients, HOST:PORT.")] = "0.0.0.0:8000",
+    control: Annotated[str, typer.Option(help="Address for the operator, HOST:PORT.")] = "0.0.0.0:8001",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration to boot from, JSON or gzip. Default: wait for PUT /config."),
+    ] = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option(help="File that keeps counters and open interactions. Default: they die with it."),
+    ] = None,
+    snapshot_interval_s: Annotated[float, typer.Option(help="Seconds between snapshots.", min=0.1)] = 10.0,
+    poll_interval_s: Annotated[
+        float,
+        typer.Option(help="Seconds between readings of the engine's metrics while calls wait.", min=0.05),
+    ] = 0.25,
+    grace_s: Annotated[
+        float, typer.Option(help="Seconds that calls may go on after SIGTERM.", min=0.0)
+    ] = 30.0,
+    max_window: Annotated[int, typer.Option(help="Calls that the engine ever holds at once.", min=1)] = 256,
+    max_body_bytes: Annotated[
+        int, typer.Option(help="Longest request body, in bytes; 413 above.", min=1)
+    ] = 67_108_864,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the jitter in Retry-After. Default: from the system.")
+    ] = None,
+) -> None:
+    """Stand before one engine: queue, order, throttle and account for its calls, until SIGTERM.
+
+    Example: `fairserve sidecar --engine http://127.0.0.1:8100 --control-token-file token --config c.json`
+    """
+    from fairserve.sidecar.options import Limits, OptionError, SidecarOptions, parse_address, parse_engine
+    from fairserve.sidecar.process import run
+
+    try:
+        options = SidecarOptions(
+            listen=parse_address("--listen", listen),
+            control=parse_address("--control", control),
+            engine=parse_engine("--engine", engine),
+            control_token_file=control_token_file,
+            config_file=config,
+            snapshot_file=snapshot,
+            snapshot_interval_s=snapshot_interval_s,
+            poll_interval_s=poll_interval_s,
+            grace_s=grace_s,
+            max_window=max_window,
+            seed=seed,
+            limits=Limits(max_body_bytes=max_body_bytes),
+        )
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from error
+    raise typer.Exit(run(options))
+
+
 def main() -> None:
     """Entry point of the installed command."""
     app()

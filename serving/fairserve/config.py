@@ -114,7 +114,7 @@ class IdentityConfig(_Document):
     Secret all the same, because it allows guessing weak keys offline.
     """
 
-    salt: Annotated[str, Field(pattern=r"^[0-9a-f]{32,}$")]
+    salt: Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2}){16,}$")]
     api_keys: tuple[ApiKeyConfig, ...] = ()
     headers: tuple[HeaderIdentityConfig, ...] = ()
     #: CIDR blocks of the hops whose identity headers are believed.

@@ -1,0 +1,106 @@
+"""The configuration that runs: from the boot file, then from the operator's pushes. Replaced whole or not.
+
+A document is validated before anything changes. An older generation never replaces a newer one, so that a
+late push can't undo a later one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fairserve.config import SchedulerConfig
+from fairserve.sidecar.identity import IdentityTable
+
+#: A document is at most this long, before and after decompression.
+MAX_BYTES = 64 * 1024 * 1024
+_GZIP = b"\x1f\x8b"
+
+
+class DocumentError(ValueError):
+    """A document that can't be used. The message names every wrong field."""
+
+
+class DocumentTooLargeError(DocumentError):
+    """A document of more than `MAX_BYTES`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A document and what is made of it once."""
+
+    document: SchedulerConfig
+    hash: str
+    table: IdentityTable
+
+    @property
+    def generation(self) -> int:
+        """Its place in the order of documents."""
+        return self.document.generation
+
+
+class Verdict(Enum):
+    """Whether a document may replace the one that runs."""
+
+    ADOPT = auto()
+    SAME = auto()  #: it runs already
+    OUTDATED = auto()  #: the one that runs is newer, or another of the same generation
+
+
+def read_document(data: bytes) -> Configuration:
+    """A document from JSON, gzipped or not. Raises DocumentError."""
+    if data.startswith(_GZIP):
+        data = _decompress(data)
+    try:
+        document = SchedulerConfig.from_bytes(data)
+    except ValidationError as error:
+        raise DocumentError(describe_problems(error)) from error
+    return Configuration(document, document.content_hash, IdentityTable(document))
+
+
+def read_file(path: Path) -> Configuration:
+    """A document from a file. Raises DocumentError, which names the file."""
+    try:
+        return read_document(path.read_bytes())
+    except OSError as error:
+        raise DocumentError(f"{path}: {error.strerror}") from error
+    except DocumentError as error:
+        raise DocumentError(f"{path}: {error}") from error
+
+
+def judge(running: Configuration | None, offered: Configuration) -> Verdict:
+    """Whether `offered` may replace `running`. Raises DocumentError for another pool's document."""
+    if running is None:
+        return Verdict.ADOPT
+    if offered.document.pool != running.document.pool:
+        raise DocumentError(
+            f"pool: this sidecar serves {running.document.pool}, the document is {offered.document.pool}'s"
+        )
+    if offered.generation == running.generation:
+        return Verdict.SAME if offered.hash == running.hash else Verdict.OUTDATED
+    return Verdict.ADOPT if offered.generation > running.generation else Verdict.OUTDATED
+
+
+def _decompress(data: bytes) -> bytes:
+    decompressor = zlib.decompressobj(wbits=31)
+    try:
+        plain = decompressor.decompress(data, MAX_BYTES + 1)
+    except zlib.error as error:
+        raise DocumentError(f"not a gzip file: {error}") from error
+    if len(plain) > MAX_BYTES:
+        raise DocumentTooLargeError(f"longer than {MAX_BYTES} bytes")
+    if not decompressor.eof:
+        raise DocumentError("the gzip file is cut short")
+    return plain
+
+
+def describe_problems(error: ValidationError) -> str:
+    """All problems as one line, without the input: it may hold what should not be logged."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'document'}: {problem['msg']}"
+        for problem in error.errors(include_input=False, include_url=False, include_context=False)
+    )

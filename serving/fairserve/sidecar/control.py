@@ -1,0 +1,227 @@
+"""The control port: configuration and overload from the operator, state for people, probes for the kubelet.
+
+An ordinary web application, because nothing here is on a call's way. Everything but the probes wants the
+control token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import uvicorn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from fairserve.sidecar.configuration import (
+    MAX_BYTES,
+    DocumentError,
+    DocumentTooLargeError,
+    Verdict,
+    describe_problems,
+    read_document,
+)
+from fairserve.sidecar.options import Address, OptionError
+
+if TYPE_CHECKING:
+    from fairserve.sidecar.service import Sidecar
+
+_Endpoint = Callable[[Request], Awaitable[Response]]
+
+#: A PUT /overload is a few fields.
+_MAX_SMALL_BODY = 65_536
+
+
+class OverloadRequest(BaseModel):
+    """The operator's word on overload."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    armed: bool
+    lease_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+    reason: Annotated[str, Field(max_length=1024)] = ""
+
+
+class ControlToken:
+    """The token that the control port wants, read from a file that may be rotated while we run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token = b""
+
+    def load(self) -> None:
+        """Read the file. Raises OptionError."""
+        try:
+            token = self._path.read_bytes().strip()
+        except OSError as error:
+            raise OptionError(f"--control-token-file: {self._path}: {error.strerror}") from error
+        if not token:
+            raise OptionError(f"--control-token-file: {self._path} is empty")
+        self._token = token
+
+    def matches(self, authorization: str) -> bool:
+        """Whether an Authorization header carries the token; the file's present one counts."""
+        scheme, _, presented = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return False
+        given = presented.strip().encode("latin-1")
+        if hmac.compare_digest(given, self._token):
+            return True
+        with contextlib.suppress(OptionError):
+            self.load()
+        return hmac.compare_digest(given, self._token)
+
+
+class ControlServer:
+    """Serves the control port inside the sidecar's event loop."""
+
+    def __init__(self, sidecar: Sidecar, token: ControlToken) -> None:
+        self._token = token
+        self._application = control_application(sidecar, token)
+        self._server: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, address: Address) -> Address:
+        """Listen; the address that was bound. Raises OSError, OptionError."""
+        self._token.load()
+        listening = _listen(address)
+        config = uvicorn.Config(
+            self._application,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Uvicorn(config)
+        self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
+        bound = listening.getsockname()
+        return Address(bound[0], bound[1])
+
+    async def stop(self) -> None:
+        """Close the port."""
+        if self._server is not None and self._task is not None:
+            self._server.should_exit = True
+            await self._task
+
+
+class _Uvicorn(uvicorn.Server):
+    """Leaves signals to the process that it is a part of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+class _Endpoints:
+    """What the control port does."""
+
+    def __init__(self, sidecar: Sidecar) -> None:
+        self._sidecar = sidecar
+
+    async def put_config(self, request: Request) -> Response:
+        """Run a document, if it is valid and not outdated."""
+        encoding = request.headers.get("content-encoding", "identity")
+        if encoding not in ("identity", "gzip"):
+            return _error(415, f"Content-Encoding: {encoding!r} is neither gzip nor identity")
+        try:
+            offered = read_document(await _body(request, MAX_BYTES))
+            verdict = self._sidecar.configure(offered)
+        except DocumentTooLargeError as error:
+            return _error(413, str(error))
+        except DocumentError as error:
+            return _error(422, str(error))
+        running = self._sidecar.configuration
+        assert running is not None
+        answer = {"generation": running.generation, "hash": running.hash}
+        if verdict is Verdict.OUTDATED:
+            problem = f"generation {offered.generation} does not follow {running.generation}, which runs"
+            return JSONResponse({"error": problem, **answer}, 409)
+        return JSONResponse(answer)
+
+    async def put_overload(self, request: Request) -> Response:
+        """Take the operator's word on overload."""
+        try:
+            word = OverloadRequest.model_validate_json(await _body(request, _MAX_SMALL_BODY))
+        except DocumentTooLargeError as error:
+            return _error(413, str(error))
+        except ValidationError as error:
+            return _error(422, describe_problems(error))
+        armed = self._sidecar.renew_overload(armed=word.armed, lease_s=word.lease_s, reason=word.reason)
+        running = self._sidecar.configuration
+        return JSONResponse({"armed": armed, "generation": None if running is None else running.generation})
+
+    async def get_state(self, _request: Request) -> Response:
+        """Everything people want to see."""
+        return JSONResponse(self._sidecar.state())
+
+    async def healthz(self, _request: Request) -> Response:
+        """The event loop turns."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, _request: Request) -> Response:
+        """Whether calls can be served, else why not."""
+        obstacles = self._sidecar.obstacles()
+        return JSONResponse({"ready": not obstacles, "reasons": obstacles}, 503 if obstacles else 200)
+
+
+def control_application(sidecar: Sidecar, token: ControlToken) -> Starlette:
+    """The web application of the control port."""
+
+    def guarded(endpoint: _Endpoint) -> _Endpoint:
+        async def checked(request: Request) -> Response:
+            if not token.matches(request.headers.get("authorization", "")):
+                return _error(401, "the control token is missing or wrong")
+            return await endpoint(request)
+
+        return checked
+
+    endpoints = _Endpoints(sidecar)
+    return Starlette(
+        routes=[
+            Route("/config", guarded(endpoints.put_config), methods=["PUT"]),
+            Route("/overload", guarded(endpoints.put_overload), methods=["PUT"]),
+            Route("/state", guarded(endpoints.get_state), methods=["GET"]),
+            Route("/healthz", endpoints.healthz, methods=["GET"]),
+            Route("/readyz", endpoints.readyz, methods=["GET"]),
+        ]
+    )
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole body. Raises DocumentTooLargeError as soon as it is too long."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise DocumentTooLargeError(f"longer than {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _error(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status)
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address.host, address.port))
+        listening.listen(128)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening

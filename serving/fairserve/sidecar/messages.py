@@ -1,0 +1,140 @@
+"""HTTP/1.1 heads as bytes: what is forwarded of a request and of a response, and what stops here.
+
+Header names are lower case inside. Only hop-by-hop headers and what the caller names are left out, so that
+both sides see each other as if nothing stood between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+Headers = list[tuple[bytes, bytes]]
+
+#: Headers that concern one connection only, and those that describe a framing which is made anew.
+_REQUEST_HOP = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_RESPONSE_HOP = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-connection",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+#: Every header of ours starts with it, and none reaches the engine.
+OWN_PREFIX = b"x-fairserve-"
+
+_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+@dataclass(slots=True)
+class Request:
+    """A complete request. Header names are lower case; `body` is without its framing."""
+
+    method: bytes
+    target: bytes
+    headers: Headers
+    body: bytes
+    old_version: bool = False  #: HTTP/1.0: no chunked answer
+    keep_alive: bool = True
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """Status line and headers of a response, header names as they came."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    length: bytes | None = None  #: content-length
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that (lower-case) name."""
+        return next((value for key, value in self.headers if key.lower() == name), None)
+
+
+def engine_head(request: Request, *, without: Container[bytes], length: int) -> bytes:
+    """The head of `request` for the engine: all end-to-end headers but ours and those in `without`."""
+    named = _named_by_connection(request.headers, b"connection")
+    lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.target)]
+    lines += [
+        b"%b: %b\r\n" % (name, value)
+        for name, value in request.headers
+        if name not in _REQUEST_HOP
+        and not name.startswith(OWN_PREFIX)
+        and name not in without
+        and name not in named
+    ]
+    if length or request.method in _WITH_BODY:
+        lines.append(b"content-length: %d\r\n" % length)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def client_head(
+    head: ResponseHead, request: Request, *, chunked: bool, length: bytes | None, reuse: bool
+) -> bytes:
+    """The head of the engine's response for the client, with framing of our own."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
+    lines += [b"%b: %b\r\n" % pair for pair in head.headers if pair[0].lower() not in _RESPONSE_HOP]
+    if chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    elif length is not None:
+        lines.append(b"content-length: %b\r\n" % length)
+    lines.append(connection_line(request, reuse=reuse))
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def own_response(
+    request: Request | None, status: int, reason: bytes, headers: Headers, body: bytes, *, reuse: bool
+) -> bytes:
+    """A whole response of our own. `request` is None where none could be read."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+    lines += [b"%b: %b\r\n" % pair for pair in headers]
+    lines.append(b"content-length: %d\r\n" % len(body))
+    lines.append(connection_line(request, reuse=reuse) if request else b"connection: close\r\n")
+    lines.append(b"\r\n")
+    if request is None or request.method != b"HEAD":
+        lines.append(body)
+    return b"".join(lines)
+
+
+def connection_line(request: Request, *, reuse: bool) -> bytes:
+    """The connection header, where the version's default isn't what happens."""
+    if not reuse:
+        return b"connection: close\r\n"
+    return b"connection: keep-alive\r\n" if request.old_version else b""
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body; `data` is not empty."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _named_by_connection(headers: Headers, name: bytes) -> Container[bytes]:
+    """Headers that the Connection header declares to be hop-by-hop."""
+    for key, value in headers:
+        if key == name and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(
+                token.strip().lower() for k, v in headers if k == name for token in v.split(b",")
+            )
+    return ()

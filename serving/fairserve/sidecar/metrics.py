@@ -1,0 +1,220 @@
+"""Counts for Prometheus: plain numbers on the hot path, turned into metric families when scraped.
+
+Labels are bounded: a tenant beyond the first thousand counts as `other`, and a user is never a label.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from fairserve.core.calls import Outcome, RefusalReason, ThrottlingMode, Usage
+
+MAX_TENANTS = 1000
+OTHER = "other"
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_WAIT_BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_DECISION_BUCKETS_S = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2)
+
+
+class Histogram:
+    """Counts per bucket."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self, name: str, documentation: str) -> HistogramMetricFamily:
+        """As Prometheus wants it: cumulative."""
+        buckets = []
+        total = 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=self._sum)
+
+
+@dataclass(slots=True)
+class CallCounts:
+    """What one tenant did in one application."""
+
+    outcomes: dict[Outcome, int] = field(default_factory=dict)
+    refusals: dict[tuple[RefusalReason, ThrottlingMode], int] = field(default_factory=dict)
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    def ended(self, outcome: Outcome, usage: Usage | None = None) -> None:
+        """A call has ended."""
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        if usage is not None:
+            self.input_tokens += usage.input_tokens - usage.cached_tokens
+            self.cached_tokens += usage.cached_tokens
+            self.output_tokens += usage.output_tokens
+
+    def refused(self, reason: RefusalReason, mode: ThrottlingMode) -> None:
+        """A call was refused or evicted, or would have been."""
+        self.refusals[reason, mode] = self.refusals.get((reason, mode), 0) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is true at the moment of a scrape. None: not known, not exported."""
+
+    pool: tuple[str, str] | None  #: namespace and name
+    generation: int | None
+    armed: bool
+    queued: int
+    oldest_wait_s: float
+    running: int
+    window: int
+    saturation: float
+    engine_up: bool
+    signal_age_s: float | None
+
+
+class Metrics(Collector):
+    """All counts of one sidecar."""
+
+    def __init__(self) -> None:
+        self.queue_wait = Histogram(_WAIT_BUCKETS_S)
+        self.decision = Histogram(_DECISION_BUCKETS_S)
+        self.wasted_tokens = 0
+        self.gauges: Callable[[], Gauges] | None = None
+        self._calls: dict[tuple[str, str], CallCounts] = {}
+        self._service: dict[str, float] = {}
+        self._denied: dict[str, int] = {}
+        self._folded: set[str] = set()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def calls(self, tenant: str, application: str) -> CallCounts:
+        """Where the calls of a tenant in an application are counted."""
+        counts = self._calls.get((tenant, application))
+        if counts is None:
+            key = (self._fold(tenant), application)
+            counts = self._calls.setdefault(key, CallCounts())
+        return counts
+
+    def serve(self, tenant: str, service: float) -> None:
+        """A tenant got normalised service."""
+        if tenant not in self._service:
+            tenant = self._fold(tenant)
+        self._service[tenant] = self._service.get(tenant, 0.0) + service
+
+    def denied(self, code: str) -> None:
+        """A request was turned away before anybody knew whose it is."""
+        self._denied[code] = self._denied.get(code, 0) + 1
+
+    def refused_calls(self) -> dict[str, int]:
+        """Refused and evicted calls by tenant."""
+        refused: dict[str, int] = {}
+        for (tenant, _), counts in self._calls.items():
+            lost = counts.outcomes.get(Outcome.REFUSED, 0) + counts.outcomes.get(Outcome.EVICTED, 0)
+            refused[tenant] = refused.get(tenant, 0) + lost
+        return refused
+
+    def exposition(self) -> bytes:
+        """The text of `/metrics`."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, for prometheus_client."""
+        yield from self._call_families()
+        service = CounterMetricFamily(
+            "fairserve_service", "Normalised service given, in typical calls.", labels=["tenant"]
+        )
+        for tenant, value in self._service.items():
+            service.add_metric([tenant], value)
+        denied = CounterMetricFamily(
+            "fairserve_denied_requests", "Requests turned away before a tenant was known.", labels=["code"]
+        )
+        for code, count in self._denied.items():
+            denied.add_metric([code], count)
+        yield service
+        yield denied
+        yield CounterMetricFamily(
+            "fairserve_wasted_tokens",
+            "Tokens computed for interactions that lost a later call.",
+            value=self.wasted_tokens,
+        )
+        yield self.queue_wait.family("fairserve_queue_wait_seconds", "Time that dispatched calls waited.")
+        yield self.decision.family("fairserve_decision_seconds", "Time in the scheduler per call.")
+        if self.gauges is not None:
+            yield from _gauge_families(self.gauges())
+
+    def _call_families(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "fairserve_requests", "Calls that ended.", labels=["tenant", "application", "outcome"]
+        )
+        tokens = CounterMetricFamily(
+            "fairserve_tokens",
+            "Tokens: input (not cached), cached, output.",
+            labels=["tenant", "application", "kind"],
+        )
+        refused = CounterMetricFamily(
+            "fairserve_refused_interactions",
+            "Calls refused or evicted; with mode Shadow, those that would have been.",
+            labels=["tenant", "application", "reason", "mode"],
+        )
+        for (tenant, application), counts in self._calls.items():
+            for outcome, count in counts.outcomes.items():
+                requests.add_metric([tenant, application, outcome.value], count)
+            for kind in ("input", "cached", "output"):
+                tokens.add_metric([tenant, application, kind], getattr(counts, f"{kind}_tokens"))
+            for (reason, mode), count in counts.refusals.items():
+                refused.add_metric([tenant, application, reason.value, mode.value], count)
+        yield requests
+        yield tokens
+        yield refused
+
+    def _fold(self, tenant: str) -> str:
+        if tenant in self._folded:
+            return tenant
+        if len(self._folded) >= MAX_TENANTS:
+            return OTHER
+        self._folded.add(tenant)
+        return tenant
+
+
+def _gauge_families(gauges: Gauges) -> Iterator[Metric]:
+    if gauges.pool is not None:
+        pool = GaugeMetricFamily(
+            "fairserve_pool_info", "The pool this sidecar serves.", labels=["pool_namespace", "pool"]
+        )
+        pool.add_metric(list(gauges.pool), 1)
+        yield pool
+    values: list[tuple[str, str, float | None]] = [
+        ("fairserve_config_generation", "Generation of the configuration that runs.", gauges.generation),
+        ("fairserve_oit_armed", "1 while interaction limits refuse.", gauges.armed),
+        ("fairserve_queue_requests", "Calls that wait.", gauges.queued),
+        ("fairserve_queue_oldest_wait_seconds", "How long the oldest call waits.", gauges.oldest_wait_s),
+        ("fairserve_inflight_requests", "Calls in the engine.", gauges.running),
+        ("fairserve_dispatch_window", "Calls that the engine may hold.", gauges.window),
+        ("fairserve_saturation", "1 and above: the engine cannot take more.", gauges.saturation),
+        ("fairserve_engine_up", "1 while the engine answers.", gauges.engine_up),
+        ("fairserve_signal_age_seconds", "Age of the engine's last readable metrics.", gauges.signal_age_s),
+    ]
+    for name, documentation, value in values:
+        if value is not None:
+            yield GaugeMetricFamily(name, documentation, value=float(value))

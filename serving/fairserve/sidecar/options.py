@@ -1,0 +1,77 @@
+"""What a sidecar is started with. Frozen; what may change while it runs is in the configuration instead."""
+
+from __future__ import annotations
+
+import urllib.parse
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class OptionError(ValueError):
+    """An option that can't be used. The message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen or connect. Port 0 lets the system choose when listening."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may cost before it is refused, in bytes and seconds."""
+
+    max_head_bytes: int = 65_536  #: request line and headers: 431 above
+    max_body_bytes: int = 64 * 1024 * 1024  #: 413 above
+    max_buffered_bytes: int = 65_536  #: unsent answer at which the engine's side is no longer read
+    head_timeout_s: float = 20.0  #: from a request's first byte to the end of its headers: 408 after
+    body_timeout_s: float = 120.0  #: from there to the end of its body: 408 after
+    keep_alive_s: float = 75.0  #: an idle connection is closed after
+    stall_timeout_s: float = 300.0  #: a client that takes none of its answer is dropped after
+    connect_timeout_s: float = 2.0  #: how long connecting to the engine is tried for one call
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarOptions:
+    """Everything a sidecar needs to start."""
+
+    listen: Address
+    control: Address
+    engine: Address
+    control_token_file: Path
+    config_file: Path | None = None  #: None: wait for PUT /config
+    snapshot_file: Path | None = None  #: None: state dies with the process
+    snapshot_interval_s: float = 10.0
+    poll_interval_s: float = 0.25  #: between two readings of the engine's metrics
+    grace_s: float = 30.0  #: how long running calls may go on after SIGTERM
+    max_window: int = 256  #: calls that the engine ever holds at once
+    seed: int | None = None  #: of jitter and sampling; None: from the system
+    limits: Limits = field(default_factory=Limits)
+
+
+def parse_address(option: str, text: str) -> Address:
+    """HOST:PORT or [V6]:PORT. Raises OptionError."""
+    host, separator, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+        raise OptionError(f"{option}: {text!r} is not HOST:PORT")
+    return Address(host, int(port))
+
+
+def parse_engine(option: str, url: str) -> Address:
+    """http://HOST:PORT of the engine. Raises OptionError; a path or https can't be served."""
+    parts = urllib.parse.urlsplit(url)
+    try:
+        port = parts.port or 80
+    except ValueError:
+        port = 0
+    if parts.scheme != "http" or not parts.hostname or not port:
+        raise OptionError(f"{option}: {url!r} is not http://HOST:PORT")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+        raise OptionError(f"{option}: {url!r} has more than host and port")
+    return Address(parts.hostname, port)

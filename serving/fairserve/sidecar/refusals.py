@@ -1,0 +1,138 @@
+"""What a client reads when it is refused, in OpenAI's error shape.
+
+429 says that the caller has used up its own limit, 503 that there is no capacity right now, 4xx else that
+the request can't be served as it is. A message names the caller's own limit and never another tenant.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from typing import assert_never
+
+from fairserve.core.calls import Refusal, RefusalReason
+from fairserve.sidecar.messages import Headers, Request, own_response
+
+#: OpenAI's SDK does not wait by itself for longer than this.
+MAX_RETRY_AFTER_S = 120
+#: Retry-After where no exact time can be told, seconds.
+_GUESS_S = 2.0
+
+
+class Unavailable(StrEnum):
+    """Why the sidecar itself has no capacity. With `RefusalReason` the closed list of
+    `x-fairserve-refused-reason`.
+    """
+
+    NOT_READY = "not_ready"  #: no configuration yet
+    ENGINE_UNAVAILABLE = "engine_unavailable"  #: the engine doesn't accept connections
+    SHUTTING_DOWN = "shutting_down"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A request that can't be served as it is."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+_UNAVAILABLE_MESSAGES = {
+    Unavailable.NOT_READY: "This server has no configuration yet.",
+    Unavailable.ENGINE_UNAVAILABLE: "The model server does not accept connections.",
+    Unavailable.SHUTTING_DOWN: "This server is shutting down.",
+}
+
+
+def problem_response(request: Request | None, problem: Problem, *, reuse: bool) -> bytes:
+    """The whole response to a request that can't be served."""
+    body = _error_body(problem.message, "invalid_request_error", problem.code, problem.param)
+    return _response(request, problem.status, [], body, reuse=reuse)
+
+
+def unavailable_response(request: Request, reason: Unavailable, rng: random.Random, *, reuse: bool) -> bytes:
+    """The whole 503 for want of something of our own."""
+    seconds = retry_after(None, rng)
+    message = f"{_UNAVAILABLE_MESSAGES[reason]} Retry in {seconds} s."
+    headers = [(b"retry-after", b"%d" % seconds), (b"x-fairserve-refused-reason", reason.value.encode())]
+    return _response(
+        request, 503, headers, _error_body(message, "server_error", reason.value, None), reuse=reuse
+    )
+
+
+def broken_engine_response(request: Request, *, reuse: bool) -> bytes:
+    """The whole 502 when the engine breaks off before it has answered."""
+    body = _error_body("The model server closed the connection.", "server_error", "engine_broken", None)
+    return _response(request, 502, [], body, reuse=reuse)
+
+
+def refusal_response(
+    request: Request, refusal: Refusal, tenant: str, application: str, rng: random.Random, *, reuse: bool
+) -> bytes:
+    """The whole response to a call that was refused or evicted."""
+    seconds = retry_after(refusal.retry_after_s, rng)
+    headers = [
+        (b"retry-after", b"%d" % seconds),
+        (b"x-fairserve-refused-reason", refusal.reason.value.encode()),
+    ]
+    if refusal.limit is not None:
+        exact_s = refusal.retry_after_s if refusal.retry_after_s is not None else float(seconds)
+        headers += [
+            (b"x-ratelimit-limit-requests", b"%d" % refusal.limit),
+            (b"x-ratelimit-remaining-requests", b"0"),
+            (b"x-ratelimit-reset-requests", _duration(exact_s)),
+        ]
+    message = f"{_explanation(refusal, tenant, application)} Retry in {seconds} s."
+    if refusal.reason in (RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TIMEOUT):
+        status, body = 503, _error_body(message, "server_error", refusal.reason.value, None)
+    else:
+        status, body = 429, _error_body(message, "rate_limit_error", "rate_limit_exceeded", None)
+    return _response(request, status, headers, body, reuse=reuse)
+
+
+def retry_after(exact_s: float | None, rng: random.Random) -> int:
+    """Whole seconds in 1..120, never below the exact time except for the cap, with up to a tenth (at least
+    one second) on top so that clients don't return together.
+    """
+    seconds = _GUESS_S if exact_s is None else exact_s
+    jitter = rng.random() * max(1.0, 0.1 * seconds)
+    return max(1, min(MAX_RETRY_AFTER_S, math.ceil(seconds + jitter)))
+
+
+def _explanation(refusal: Refusal, tenant: str, application: str) -> str:
+    limit = f"{refusal.limit} new interactions per {refusal.window_s or 0.0:g} s"
+    match refusal.reason:
+        case RefusalReason.USER_LIMIT:
+            return f"The server is overloaded and this user has used its limit of {limit}."
+        case RefusalReason.TENANT_LIMIT:
+            return f"The server is overloaded and tenant {tenant} has used its limit of {limit}."
+        case RefusalReason.APPLICATION_LIMIT:
+            return f"The server is overloaded and application {application} has used its limit of {limit}."
+        case RefusalReason.QUEUE_FULL:
+            return f"The queue of tenant {tenant} is full."
+        case RefusalReason.QUEUE_TIMEOUT:
+            return f"The call waited in the queue of tenant {tenant} for as long as it may."
+        case _:
+            assert_never(refusal.reason)
+
+
+def _duration(seconds: float) -> bytes:
+    """OpenAI's way to write a duration: 1s, 6m0s."""
+    whole = max(1, math.ceil(seconds))
+    return b"%dm%ds" % divmod(whole, 60) if whole >= 60 else b"%ds" % whole
+
+
+def _error_body(message: str, kind: str, code: str, param: str | None) -> bytes:
+    return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}}).encode()
+
+
+def _response(request: Request | None, status: int, headers: Headers, body: bytes, *, reuse: bool) -> bytes:
+    headers = [(b"content-type", b"application/json"), *headers]
+    reason = HTTPStatus(status).phrase.encode()
+    return own_response(request, status, reason, headers, body, reuse=reuse)

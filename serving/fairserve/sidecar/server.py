@@ -1,0 +1,448 @@
+"""HTTP/1.1 towards clients: from bytes to whole requests, and back-pressure on the answers.
+
+It reads requests with httptools' strict parser and refuses what could be read in two ways, so that
+nothing reaches the engine that we understood differently. Pipelined requests are answered in order, one at
+a time. It knows nothing of tenants, scheduling or the engine: a `Handler` is given each request and writes
+the answer to the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Protocol, cast
+
+import httptools
+
+from fairserve.sidecar.messages import Headers, Request
+from fairserve.sidecar.options import Address, Limits
+from fairserve.sidecar.refusals import Problem, problem_response
+
+#: How long what a refused client still sends is read and thrown away.
+_LINGER_S = 2.0
+_SWEEP_S = 1.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Work(Protocol):
+    """What goes on for one request. The connection tells it about its client."""
+
+    def client_left(self) -> None:
+        """The client is gone; nothing may be written any more."""
+
+    def client_slow(self) -> None:
+        """Unsent bytes pile up; send no more until `client_ready`."""
+
+    def client_ready(self) -> None:
+        """The client takes bytes again."""
+
+
+class Handler(Protocol):
+    """Answers requests."""
+
+    def handle(self, connection: Connection, request: Request) -> Work | None:
+        """Begin to answer; None if the answer has been written already."""
+
+
+class _Stage(Enum):
+    """How far the parser is."""
+
+    IDLE = auto()  #: between requests
+    HEAD = auto()  #: a request's head is arriving
+    BODY = auto()  #: its body is
+
+
+class _RejectedError(Exception):
+    """Stops the parser inside a callback; the problem is already noted."""
+
+
+class Connection(asyncio.Protocol):
+    """One client connection."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._stage = _Stage.IDLE
+        self._busy = False  #: an answer is being made; what arrives meanwhile waits
+        self._closing = False  #: nothing is read any more; what is written still goes out
+        self._requests: deque[Request | Problem] = deque()
+        self._work: Work | None = None
+        self._unread = b""  #: arrived while an answer is being made
+        self._reading_paused = False
+        self._advancing = False
+        self._target = b""
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._head_arrived = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._declared: int | None = None
+        self._in_body = False
+        self._expects = False
+        self.paused = False  #: the client doesn't keep up with what is written
+        self.peer = ""  #: the other side's address, without port
+        self.trust: object = None  #: a memo of the handler's: which identity table `trusted` was asked of
+        self.trusted = False
+        #: When the sweeper calls `timed_out`, on the server's clock; None: never.
+        self.deadline: float | None = None
+
+    # -- events of the transport --------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a request."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=self._limits.max_buffered_bytes)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        self.deadline = self._server.clock() + self._limits.keep_alive_s
+        self._server.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, or keep for later while an answer is being made."""
+        if self._closing:
+            return
+        if self._busy or self.paused:
+            self._unread += data
+            if len(self._unread) > self._limits.max_head_bytes:
+                self._pause_reading()
+        else:
+            self._feed(data)
+
+    def eof_received(self) -> bool:
+        """The client has closed its side: as with vLLM's own server, that ends the connection."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell whoever works for this client."""
+        self._server.forget(self)
+        self._closing = True
+        self._transport = None
+        self.deadline = None
+        self._requests.clear()
+        self._unread = b""
+        self._body = []
+        work, self._work = self._work, None
+        if work is not None:
+            work.client_left()
+
+    def pause_writing(self) -> None:
+        """The client doesn't keep up."""
+        self.paused = True
+        self.deadline = self._server.clock() + self._limits.stall_timeout_s
+        if self._work is not None:
+            self._work.client_slow()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self.paused = False
+        if self._closing:
+            return
+        self.deadline = None if self._busy else self._next_deadline()
+        if self._work is not None:
+            self._work.client_ready()
+        else:
+            self._advance()
+
+    # -- events of the parser -----------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._stage = _Stage.HEAD
+        self.deadline = self._next_deadline()
+        self._target = b""
+        self._headers = []
+        self._head_bytes = 0
+        self._head_arrived = 0
+        self._body = []
+        self._body_bytes = 0
+        self._declared = None
+        self._in_body = False
+        self._expects = False
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request target."""
+        self._target += url
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header. Trailers come here as well and are dropped: nobody expects them."""
+        if self._in_body:
+            self._count_head(len(name) + len(value))
+            return
+        name = name.lower()
+        self._count_head(len(name) + len(value) + 4)
+        if name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                self._reject(400, "bad_request", "Transfer-Encoding must be chunked, alone.")
+        elif name == b"content-length":
+            self._declared = int(value)
+        elif name == b"expect":
+            if value.lower() != b"100-continue":
+                self._reject(417, "expectation_failed", "Expect may only be 100-continue.")
+            self._expects = True
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: refuse what need not be read, and let a hesitant client go on."""
+        self._in_body = True
+        self._stage = _Stage.BODY
+        self.deadline = self._next_deadline()
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._reject(505, "unsupported_version", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self._headers):
+            self._reject(400, "bad_request", "HTTP/1.0 has no Transfer-Encoding.")
+        if self._declared is not None and self._declared > self._limits.max_body_bytes:
+            self._reject_body()
+        if self._expects and version == "1.1" and not self._requests and self._transport is not None:
+            self._transport.write(_CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        self._body_bytes += len(data)
+        if self._body_bytes > self._limits.max_body_bytes:
+            self._reject_body()
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        keep_alive = self._parser.should_keep_alive()
+        if self._parser.should_upgrade():
+            # The parser stops here and leaves a body, if there is one, unread.
+            keep_alive = False
+            if self._declared or any(name == b"transfer-encoding" for name, _ in self._headers):
+                self._reject(400, "bad_request", "A request with a body can't ask for an upgrade.")
+            if self._parser.get_method() == b"CONNECT":
+                self._reject(405, "method_not_allowed", "CONNECT is not spoken here.")
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._requests.append(
+            Request(
+                method=self._parser.get_method(),
+                target=self._target,
+                headers=self._headers,
+                body=body,
+                old_version=self._parser.get_http_version() == "1.0",
+                keep_alive=keep_alive,
+            )
+        )
+        self._stage = _Stage.IDLE
+
+    # -- for the handler ----------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the answer."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def finished(self, *, reuse: bool) -> None:
+        """The answer to the current request has been written."""
+        self._work = None
+        self._busy = False
+        if self._transport is None:
+            return
+        if not reuse or self._server.stopping:
+            self._close(linger=False)
+            return
+        self.deadline = self._next_deadline()
+        self._advance()
+
+    def abort(self) -> None:
+        """Break the connection, so that the client sees a truncated answer."""
+        self._work = None
+        if self._transport is not None:
+            self._closing = True
+            self._transport.abort()
+
+    # -- for the server -----------------------------------------------------------------------------
+
+    def timed_out(self) -> None:
+        """The deadline has passed: what that means depends on what was waited for."""
+        self.deadline = None
+        if self._closing or self.paused:
+            self._break()
+        elif self._stage is _Stage.IDLE:
+            self._close(linger=False)
+        else:
+            self._requests.append(Problem(408, "request_timeout", "The request did not arrive in time."))
+            self._advance()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether an answer is being made or a request arrives."""
+        return not self._closing and (self._busy or self._stage is not _Stage.IDLE)
+
+    def close_if_idle(self) -> None:
+        """The server stops: nobody will be served here any more."""
+        if not self.in_use:
+            self._close(linger=False)
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, _RejectedError):
+                raise
+        except httptools.HttpParserError as error:
+            self._requests.append(Problem(400, "bad_request", f"The request can't be read: {error}."))
+        if self._stage is _Stage.HEAD:
+            self._head_arrived += len(data)  # a header that never ends reaches no callback
+            if self._head_arrived > 2 * self._limits.max_head_bytes:
+                self._requests.append(self._head_problem())
+        self._advance()
+
+    def _advance(self) -> None:
+        """Answer what has arrived, in order, while nothing is being answered."""
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            while not (self._busy or self.paused or self._closing):
+                if self._requests:
+                    self._answer(self._requests.popleft())
+                elif self._unread:
+                    unread, self._unread = self._unread, b""
+                    self._feed(unread)
+                else:
+                    break
+            if not self._unread:
+                self._resume_reading()
+        finally:
+            self._advancing = False
+
+    def _answer(self, request: Request | Problem) -> None:
+        if isinstance(request, Problem):
+            self.write(problem_response(None, request, reuse=False))
+            self._close(linger=True)
+            return
+        self._busy = True
+        self.deadline = None
+        work = self._server.handler.handle(self, request)
+        if self._busy:
+            self._work = work
+
+    def _next_deadline(self) -> float:
+        seconds = {
+            _Stage.IDLE: self._limits.keep_alive_s,
+            _Stage.HEAD: self._limits.head_timeout_s,
+            _Stage.BODY: self._limits.body_timeout_s,
+        }[self._stage]
+        return self._server.clock() + (self._limits.stall_timeout_s if self.paused else seconds)
+
+    def _close(self, *, linger: bool) -> None:
+        """Send what is written, then close. A client that may still be sending is heard out for a moment,
+        so that it sees its refusal and not a reset connection.
+        """
+        self._closing = True
+        self._requests.clear()
+        self._unread = b""
+        if self._transport is None:
+            return
+        self._resume_reading()
+        if linger and self._transport.can_write_eof():
+            self._transport.write_eof()
+            self.deadline = self._server.clock() + _LINGER_S
+        else:
+            self._transport.close()
+            self.deadline = self._server.clock() + self._limits.stall_timeout_s
+
+    def _break(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._limits.max_head_bytes:
+            self._requests.append(self._head_problem())
+            raise _RejectedError
+
+    def _head_problem(self) -> Problem:
+        return Problem(
+            431, "headers_too_large", f"Request line and headers exceed {self._limits.max_head_bytes} bytes."
+        )
+
+    def _reject_body(self) -> None:
+        limit = self._limits.max_body_bytes
+        self._reject(413, "body_too_large", f"The body exceeds {limit} bytes.")
+
+    def _reject(self, status: int, code: str, message: str) -> None:
+        self._requests.append(Problem(status, code, message))
+        raise _RejectedError
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
+            self._transport.resume_reading()
+
+
+class Server:
+    """The data port: accepts connections and sweeps over them for what takes too long."""
+
+    def __init__(self, handler: Handler, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.clock = clock
+        self.connections: set[Connection] = set()
+        self.stopping = False  #: no connection outlives its current request
+        self._emptied = asyncio.Event()
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def start(self, address: Address) -> Address:
+        """Listen; the address that was bound. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self), address.host, address.port, backlog=2048, reuse_address=True
+        )
+        self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+        bound = self._server.sockets[0].getsockname()
+        return Address(bound[0], bound[1])
+
+    def stop_accepting(self) -> None:
+        """Close the listening socket and the connections on which nothing goes on."""
+        self.stopping = True
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for connection in tuple(self.connections):
+            connection.close_if_idle()
+
+    def abort(self) -> None:
+        """Break every connection."""
+        self.stop_accepting()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is closed."""
+        self.connections.discard(connection)
+        if self.stopping and not self.connections:
+            self._emptied.set()
+
+    async def emptied(self) -> None:
+        """Wait, after `stop_accepting`, until no connection is left."""
+        if self.connections:
+            await self._emptied.wait()
+
+    def _sweep(self) -> None:
+        now = self.clock()
+        for connection in tuple(self.connections):
+            if connection.deadline is not None and connection.deadline <= now:
+                connection.timed_out()
+        self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)

@@ -1,0 +1,278 @@
+"""One sidecar: its parts, how they hang together, and what may be done to it from outside.
+
+`Sidecar` is the same whether a process of its own runs it (`process`) or `fairserve up` holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fairserve.core.scheduler import Scheduler
+from fairserve.core.settings import Settings
+from fairserve.core.window import DispatchWindow
+from fairserve.overload.lease import LeaseState, OverloadLease, OverloadSource
+from fairserve.overload.settings import OnStale
+from fairserve.sidecar.configuration import Configuration, DocumentError, Verdict, judge, read_file
+from fairserve.sidecar.control import ControlServer, ControlToken
+from fairserve.sidecar.dispatch import Dispatcher
+from fairserve.sidecar.identity import IdentityTable
+from fairserve.sidecar.metrics import Gauges, Metrics
+from fairserve.sidecar.options import SidecarOptions
+from fairserve.sidecar.proxy import Proxy
+from fairserve.sidecar.server import Server
+from fairserve.sidecar.upstream import UpstreamPool
+from fairserve.sidecar.watch import EngineWatch
+
+_LOG = logging.getLogger(__name__)
+
+#: How often overload is evaluated and running calls are charged for their progress.
+_TICK_S = 0.25
+_SECOND_S = 1.0
+
+
+class Sidecar:
+    """Everything of one pod."""
+
+    def __init__(self, options: SidecarOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        rng = random.Random(options.seed)  # noqa: S311 - jitter, not secrets
+        self._options = options
+        self._clock = clock
+        self._configuration: Configuration | None = None
+        self._lease = OverloadLease(stale_after_s=30.0, on_stale=OnStale.HOLD)
+        self._overload = LeaseState(armed=False, source=OverloadSource.NONE, reason="", remaining_s=0.0)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.metrics = Metrics()
+        self.metrics.gauges = self._gauges
+        self.scheduler = Scheduler(Settings(), rng)
+        window = DispatchWindow(maximum=options.max_window, initial=min(8, options.max_window))
+        self.dispatcher = Dispatcher(self.scheduler, window, self.metrics, clock)
+        self.pool = UpstreamPool(options.engine, options.limits.connect_timeout_s, clock)
+        self.watch = EngineWatch(self.pool, self.dispatcher, options.poll_interval_s, clock)
+        self.proxy = Proxy(
+            dispatcher=self.dispatcher,
+            pool=self.pool,
+            identities=self,
+            metrics=self.metrics,
+            rng=rng,
+            clock=clock,
+        )
+        self._server = Server(self.proxy, options.limits, clock)
+        self._control = ControlServer(self, ControlToken(options.control_token_file))
+        self.data_address = options.listen  #: where clients connect; the real port once started
+        self.control_address = options.control  #: where the operator connects; likewise
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Read what is on disk, listen, and begin to watch the engine. Raises OSError for an address that
+        can't be bound, OptionError for an unreadable control token.
+        """
+        self._boot()
+        self.control_address = await self._control.start(self._options.control)
+        self.data_address = await self._server.start(self._options.listen)
+        jobs = [self.watch.run(), self._every(_TICK_S, self._tick), self._every(_SECOND_S, self._second)]
+        if self._options.snapshot_file is not None:
+            jobs.append(self._every(self._options.snapshot_interval_s, self.save_snapshot))
+        self._tasks = [asyncio.create_task(job) for job in jobs]
+        _LOG.info("serving on %s, control on %s", self.data_address, self.control_address)
+
+    async def stop(self, grace_s: float = 0.0) -> None:
+        """Accept nothing more, let what runs finish for up to `grace_s`, keep the state, and end."""
+        self.proxy.draining = True
+        self._server.stop_accepting()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._server.emptied()
+        except TimeoutError:
+            _LOG.warning("%d connections are cut after %g s", len(self._server.connections), grace_s)
+        self._server.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.pool.close()
+        await self._control.stop()
+        if self._options.snapshot_file is not None:
+            self.save_snapshot()
+
+    async def broken(self) -> None:
+        """Wait until one of the background jobs ends, which none does, and raise why."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    # -- being told ---------------------------------------------------------------------------------
+
+    def configure(self, offered: Configuration) -> Verdict:
+        """Run another configuration from the next decision on, if it is newer. Raises DocumentError."""
+        verdict = judge(self._configuration, offered)
+        if verdict is Verdict.ADOPT:
+            document = offered.document
+            self.scheduler.configure(document.settings())
+            self._lease.configure(document.overload.stale_after_s, document.overload.on_stale)
+            self._configuration = offered
+            self._evaluate_overload()
+            _LOG.info(
+                "configuration %d of %s runs (%s)", offered.generation, document.pool, offered.hash[:12]
+            )
+        return verdict
+
+    def renew_overload(self, *, armed: bool, lease_s: float, reason: str) -> bool:
+        """Take the operator's word on overload. Whether OIT is armed now."""
+        self._lease.renew(armed, lease_s, self._clock(), reason)
+        self._evaluate_overload()
+        return self.scheduler.armed
+
+    # -- being asked --------------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> Configuration | None:
+        """What runs; None before the first configuration."""
+        return self._configuration
+
+    @property
+    def table(self) -> IdentityTable | None:
+        """The identities of the running configuration."""
+        return None if self._configuration is None else self._configuration.table
+
+    def obstacles(self) -> list[str]:
+        """Why this pod is not ready; empty if it is."""
+        reasons = []
+        if self._configuration is None:
+            reasons.append("no configuration")
+        if self.watch.problem is not None:
+            reasons.append(self.watch.problem)
+        if self.proxy.draining:
+            reasons.append("shutting down")
+        return reasons
+
+    def state(self) -> dict[str, Any]:
+        """For people and tests, as JSON. It names no user."""
+        now = self._clock()
+        configuration, sample, dump = self._configuration, self.watch.sample, self.scheduler.dump(now)
+        refused = self.metrics.refused_calls()
+        return {
+            "pool": None if configuration is None else configuration.document.pool,
+            "generation": None if configuration is None else configuration.generation,
+            "hash": None if configuration is None else configuration.hash,
+            "policy": dump["policy"],
+            "mode": dump["mode"],
+            "overload": {
+                "armed": self.scheduler.armed,
+                "source": self._overload.source.value,
+                "reason": self._overload.reason,
+                "lease_remaining_s": self._overload.remaining_s,
+            },
+            "window": {"size": self.dispatcher.window.size, "inflight": self.scheduler.running},
+            "queued": self.scheduler.queued,
+            "running": self.scheduler.running,
+            "oldest_wait_s": dump["oldest_wait_s"],
+            "saturation": self.watch.saturation(now),
+            "engine": {
+                "up": self.watch.problem is None,
+                "problem": self.watch.problem,
+                "signal_age_s": self.watch.age_s(now),
+                "running": None if sample is None else sample.running,
+                "waiting": None if sample is None else sample.waiting,
+                "kv_use": None if sample is None else sample.kv_use,
+                "kv_tokens": None if sample is None else sample.kv_tokens,
+            },
+            "tenants": [{**tenant, "refused": refused.get(tenant["name"], 0)} for tenant in dump["tenants"]],
+            "interactions": {"open": dump["open_interactions"]},
+        }
+
+    # -- snapshot -----------------------------------------------------------------------------------
+
+    def save_snapshot(self) -> None:
+        """Write the scheduler's state beside the old file and swap. A full disk costs the snapshot only."""
+        path = self._options.snapshot_file
+        if path is None:
+            return
+        data = {"saved_at_unix_s": time.time(), "scheduler": self.scheduler.snapshot(self._clock())}
+        beside = path.with_name(path.name + ".new")
+        try:
+            with beside.open("w", encoding="utf-8") as file:
+                json.dump(data, file)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError as error:
+            _LOG.error("the snapshot can't be written: %s: %s", path, error.strerror)
+
+    def _restore(self, path: Path) -> None:
+        try:
+            data = json.loads(path.read_bytes())
+            away_s = max(0.0, time.time() - float(data["saved_at_unix_s"]))
+            self.scheduler.restore(data["scheduler"], self._clock() - away_s)
+        except FileNotFoundError:
+            _LOG.info("there is no snapshot yet: %s", path)
+        except OSError as error:
+            _LOG.error("the snapshot can't be read: %s: %s", path, error.strerror)
+        except (ValueError, KeyError, TypeError) as error:
+            _LOG.error("the snapshot is not used: %s: %s", path, error)
+        else:
+            _LOG.info("the snapshot of %.0f s ago is restored", away_s)
+
+    # -- inside -------------------------------------------------------------------------------------
+
+    def _boot(self) -> None:
+        if self._options.config_file is not None:
+            try:
+                self.configure(read_file(self._options.config_file))
+            except DocumentError as error:
+                _LOG.error("waiting for PUT /config, because the boot file can't be used: %s", error)
+        if self._options.snapshot_file is not None:
+            self._restore(self._options.snapshot_file)
+
+    async def _every(self, interval_s: float, job: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            job()
+
+    def _tick(self) -> None:
+        self.dispatcher.charge_progress()
+        self._evaluate_overload()
+
+    def _second(self) -> None:
+        self.dispatcher.expire()
+        self.pool.reap()
+
+    def _evaluate_overload(self) -> None:
+        """Armed by the operator's lease, or by this pod's own saturation where that is on."""
+        now = self._clock()
+        state = self._lease.describe(now)
+        locally = self._configuration is not None and self._configuration.document.overload.arm_locally
+        if locally and not state.armed:
+            level = self.watch.saturation(now)
+            if level >= 1.0:
+                state = LeaseState(True, OverloadSource.LOCAL, f"saturation is {level:.2f}", 0.0)
+        if state.armed != self.scheduler.armed:
+            _LOG.info("OIT is %s: %s (%s)", "armed" if state.armed else "off", state.source, state.reason)
+        self.scheduler.set_armed(state.armed)
+        self._overload = state
+
+    def _gauges(self) -> Gauges:
+        now = self._clock()
+        configuration = self._configuration
+        namespace, _, pool = (
+            ("", "", "") if configuration is None else configuration.document.pool.partition("/")
+        )
+        return Gauges(
+            pool=(namespace, pool) if pool else None,
+            generation=None if configuration is None else configuration.generation,
+            armed=self.scheduler.armed,
+            queued=self.scheduler.queued,
+            oldest_wait_s=self.scheduler.oldest_wait(now),
+            running=self.scheduler.running,
+            window=self.dispatcher.window.size,
+            saturation=self.watch.saturation(now),
+            engine_up=self.watch.problem is None,
+            signal_age_s=self.watch.age_s(now),
+        )
