@@ -38,6 +38,11 @@ class OverloadWatch:
         self.verdict: Verdict | None = None
 
     @property
+    def plan(self) -> OverloadPlan:
+        """What is evaluated."""
+        return self._plan
+
+    @property
     def unanswered(self) -> tuple[str, ...]:
         """Signals that can have no value here: queries without a Prometheus."""
         if self._prometheus is not None:

@@ -32,6 +32,8 @@ from fairserve.local.overload_watch import OverloadWatch
 from fairserve_operator.decide.generations import next_generation
 
 _READY_TIMEOUT_S = 30.0
+#: Running calls may go on this long after Ctrl-C, and the processes a little longer.
+_STREAM_GRACE_S = 2.0
 _STOP_GRACE_S = 5.0
 #: Editors write a file in several steps; changes closer together than this are one.
 _BURST_MS = 50
@@ -86,9 +88,9 @@ class Stack:
         self._warn_of_unanswered()
 
     @property
-    def generation(self) -> int:
-        """The generation of the configuration in force."""
-        return self._config.generation
+    def config(self) -> SchedulerConfig:
+        """The configuration in force."""
+        return self._config
 
     async def run(self) -> None:
         """Follow the folder and evaluate overload until cancelled. Raises ChildEndedError if a child ends."""
@@ -116,12 +118,12 @@ class Stack:
                 await self.apply()
                 looked = True
 
-    async def override_pool(self, override: Mapping[str, Any]) -> None:
-        """Lay these fields over the pool's spec, in memory only, and apply."""
+    async def override_pool(self, override: Mapping[str, Any], text: str) -> bool:
+        """Lay these fields over the pool's spec, in memory only, and apply; `text` says it to people."""
         self._override = override
-        await self.apply()
+        return await self.apply(text)
 
-    async def apply(self) -> bool:
+    async def apply(self, text: str = "") -> bool:
         """Put in force what the folder says now; False if that failed and what was in force stays."""
         async with self._applying:
             begun = asyncio.get_running_loop().time()
@@ -135,7 +137,8 @@ class Stack:
                 return False
             self.overload.follow(target.overload)
             self._warn_of_unanswered()
-            what = ", ".join(map(str, target.changes)) or "the same objects, compiled anew"
+            told = [text] if text else []
+            what = ", ".join([*map(str, target.changes), *told]) or "compiled anew"
             if config.generation != self._config.generation:
                 took_ms = (asyncio.get_running_loop().time() - begun) * 1000
                 self._say(f"generation {config.generation}: {what}, live in {took_ms:.0f} ms")
@@ -208,6 +211,7 @@ async def _start_sidecar(
     command += ["--listen", f"{host}:{port}", "--control", f"{host}:{control_port}"]
     command += ["--config", str(directory / "config.json.gz")]
     command += ["--control-token-file", str(directory / "control-token")]
+    command += ["--grace-s", str(_STREAM_GRACE_S)]
     child = Child("sidecar", command, directory / "sidecar.log", env={"PYTHONPATH": OWN_PATH})
     cleanup.push_async_callback(child.stop, _STOP_GRACE_S)
     await child.start()

@@ -65,7 +65,7 @@ def directions(stack: Stack) -> list[str]:
     body = f'{{"model": "{stack.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     return [
         "",
-        f"ServingPool {stack.pool.namespace}/{stack.pool.name}, generation {stack.generation}, "
+        f"ServingPool {stack.pool.namespace}/{stack.pool.name}, generation {stack.config.generation}, "
         f"before the {stack.engine}",
         f"  base URL   {sidecar.data_url}/v1   (any OpenAI client; the API key says who calls)",
         *_keys(stack),
