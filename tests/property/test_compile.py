@@ -11,18 +11,26 @@ from hypothesis import strategies as st
 
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve_operator.decide.compilation import Compiled, compile_pool
+from fairserve_operator.decide.conditions import CONFLICTED
 from fairserve_operator.decide.resources import Resource, SecretProblem, SecretRef
 from tests.unit.operator.builders import NAMESPACE, SALT, api_key, application, header, pool, tenant
 
 SECRETS = ("s0", "s1", "s2")
 APPLICATIONS = ("chat", "agent", "broken-app", "gone")
 
+
+@st.composite
+def mostly(draw: st.DrawFn, usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> Any:
+    """One in eight is odd: with more, hardly anything of a namespace would be compiled."""
+    return draw(odd if draw(st.integers(0, 7)) == 7 else usual)
+
+
 times = st.sampled_from(["2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"])
 identities = st.one_of(
     st.builds(
         api_key,
-        st.sampled_from([*SECRETS, "missing"]),
-        application=st.one_of(st.none(), st.sampled_from(APPLICATIONS)),
+        mostly(st.sampled_from(SECRETS), st.just("missing")),
+        application=mostly(st.none(), st.sampled_from(APPLICATIONS)),
     ),
     st.builds(header, st.sampled_from(["x-team", "X-Team", "x-org"]), st.sampled_from(["a", "b"])),
 )
@@ -40,20 +48,18 @@ ill_formed = st.sampled_from(
         {"no": 1},
     ]
 )
-#: One in four is broken: with more, hardly anything of a namespace would be compiled.
-tenant_specs: st.SearchStrategy[dict[str, Any]] = st.one_of(well_formed, well_formed, well_formed, ill_formed)
-pool_specs = st.fixed_dictionaries(
-    {"selector": st.sampled_from([{"matchLabels": {"app": v}} for v in "xy"] + [{"matchLabels": {}}])},
+well_formed_pool = st.fixed_dictionaries(
+    {"selector": st.sampled_from([{"matchLabels": {"app": value}} for value in "xyz"])},
     optional={
-        "scheduler": st.sampled_from([{"policy": "VTC"}, {"policy": "LIFO"}, {"normalisation": 0.5}]),
+        "scheduler": st.sampled_from([{"policy": "VTC"}, {"normalisation": 0.5}]),
         "trustedProxies": st.sampled_from([["10.0.0.0/8", "10.0.0.0/8"], ["::/0"]]),
-        "defaultTenant": st.sampled_from([{"mode": "Admit"}, {"mode": "Reject", "weight": 1}]),
+        "defaultTenant": st.sampled_from([{"mode": "Admit"}, {"mode": "Reject"}]),
     },
 )
-#: Two Secrets may hold the same key.
-digest_values = st.one_of(
-    st.sampled_from([key_digest(SALT, "one"), key_digest(SALT, "two")]), st.sampled_from(list(SecretProblem))
-)
+ill_formed_pool = st.sampled_from([{"selector": {}}, {"selector": {"matchLabels": {"app": "x"}}, "no": 1}])
+#: Secrets hold few keys, so that some hold the same one.
+usable = st.sampled_from([key_digest(SALT, key) for key in ("one", "two", "three")])
+problems = st.sampled_from(list(SecretProblem))
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,15 @@ class Namespace:
 
 @st.composite
 def namespaces(draw: st.DrawFn) -> Namespace:
-    specs: list[dict[str, Any]] = draw(st.lists(tenant_specs, max_size=6))
+    specs = [draw(mostly(well_formed, ill_formed)) for _ in range(draw(st.integers(0, 6)))]
     return Namespace(
         pools=tuple(
-            pool(f"p{i}", created=draw(times), **draw(pool_specs)) for i in range(draw(st.integers(1, 3)))
+            pool(f"p{i}", created=draw(times), **draw(mostly(well_formed_pool, ill_formed_pool)))
+            for i in range(draw(st.integers(1, 3)))
         ),
         tenants=tuple(tenant(f"t{i}", created=draw(times), **spec) for i, spec in enumerate(specs)),
         applications=(application("chat"), application("agent"), application("broken-app", weight=0)),
-        digests={SecretRef(NAMESPACE, name, "api-key"): draw(digest_values) for name in SECRETS},
+        digests={SecretRef(NAMESPACE, name, "api-key"): draw(mostly(usable, problems)) for name in SECRETS},
     )
 
 
@@ -170,3 +177,26 @@ def test_no_two_compiled_pools_select_the_same_pods(namespace: Namespace) -> Non
     results = [namespace.compile(i) for i in range(len(namespace.pools))]
     labels = [tuple(r.spec.selector.match_labels.items()) for r in results if r.spec is not None]
     assert len(labels) == len(set(labels))
+
+
+@given(namespaces())
+def test_a_shared_key_is_the_oldest_tenants_and_every_claimant_is_told(namespace: Namespace) -> None:
+    result = namespace.compile()
+    if result.config is None:
+        return
+    told = {key for key, cs in result.conditions.items() if any(c.type == CONFLICTED for c in cs)}
+    holders = {key.digest: key.tenant for key in result.config.identity.api_keys}
+    by_name = {t.key.name: t for t in namespace.tenants if result.conditions[t.key][0].status == "True"}
+    claimed: dict[str, list[tuple[str, str]]] = {}
+    for name, t in by_name.items():
+        for identity in t.spec.get("identity", ()):
+            key = identity.get("apiKey")
+            if key is None or key.get("application") not in (None, "chat", "agent"):
+                continue
+            digest = namespace.digests.get(SecretRef(NAMESPACE, key["secretRef"]["name"], "api-key"))
+            if digest is not None and not isinstance(digest, SecretProblem):
+                claimed.setdefault(digest, []).append((t.created, name))
+    assert holders == {digest: min(claims)[1] for digest, claims in claimed.items()}
+    for claims in claimed.values():
+        if len(set(claims)) > 1:
+            assert {by_name[name].key for _, name in claims} <= told
