@@ -1,0 +1,100 @@
+"""The CRDs on a real API server: it refuses what the models refuse, in readable words, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fairserve_operator.api.v1alpha1 import API_VERSION
+from fairserve_operator.crdgen import KINDS
+from tests.parts.cache import REPOSITORY
+from tests.parts.controlplane import ControlPlane, KubectlError
+
+POOL: dict[str, Any] = {"selector": {"matchLabels": {"app": "vllm"}}}
+SIGNAL = {"name": "s", "threshold": 1, "query": "up"}
+SPECS = {kind.name: kind.spec for kind in KINDS}
+
+
+@pytest.fixture(scope="session")
+def with_crds(control_plane: ControlPlane) -> ControlPlane:
+    control_plane.kubectl("apply", "-f", REPOSITORY / "crds")
+    names = [f"crd/{kind.plural}.fairserve.dev" for kind in KINDS]
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+    return control_plane
+
+
+def manifest(kind: str, spec: dict[str, Any], name: str = "x") -> str:
+    return json.dumps({"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "words"),
+    [
+        ("Tenant", {"weight": 0}, "spec.weight in body should be greater than 0"),
+        ("Tenant", {"weight": 1e-9}, "must be at least 0.000001"),
+        ("Tenant", {"weight": "3"}, "must be of type number"),
+        ("Tenant", {"wieght": 3}, 'unknown field "spec.wieght"'),
+        ("Tenant", {"identity": [{}]}, "spec.identity[0]: Invalid value: exactly one of apiKey, header"),
+        ("Tenant", {"identity": [{"header": {"name": "Host", "value": "a"}}]}, "a meaning of its own"),
+        ("Tenant", {"interactionLimits": {"perUser": {"count": 1}}}, "perUser.window: Required value"),
+        ("Tenant", {"queue": {"maxWait": "0s"}}, "must be longer than 0s"),
+        ("Application", {}, "spec.profile: Required value"),
+        (
+            "Application",
+            {"profile": {"inputTokens": 1, "systemTokens": 2, "outputTokens": 1}},
+            "systemTokens must not exceed inputTokens",
+        ),
+        ("ServingPool", {"selector": {"matchLabels": {}}}, "should have at least 1 properties"),
+        ("ServingPool", {**POOL, "sidecar": {"port": 8001}}, "port and controlPort must differ"),
+        ("ServingPool", {**POOL, "scheduler": {"policy": "VTC", "normalisation": 1}}, "FairServe only"),
+        (
+            "ServingPool",
+            {**POOL, "overload": {"signals": [{**SIGNAL, "builtin": "QueueWait"}]}},
+            "exactly one of builtin, query is allowed",
+        ),
+        (
+            "ServingPool",
+            {**POOL, "overload": {"signals": [{**SIGNAL, "clearThreshold": 1}]}},
+            "clearThreshold must be below threshold",
+        ),
+        ("ServingPool", {**POOL, "overload": {"signals": [SIGNAL, SIGNAL]}}, "Duplicate value"),
+        ("ServingPool", {**POOL, "overload": {"staleAfter": "5s"}}, "staleAfter must be longer than"),
+        ("ServingPool", {**POOL, "defaultTenant": {"mode": "Reject", "weight": 1}}, "Reject admits nobody"),
+        ("ServingPool", {**POOL, "trustedProxies": ["10.0.0.0"]}, "spec.trustedProxies[0]"),
+    ],
+)
+def test_api_server_and_models_refuse_the_same(
+    with_crds: ControlPlane, kind: str, spec: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(KubectlError) as refused:
+        with_crds.kubectl("create", "--dry-run=server", "-f", "-", stdin=manifest(kind, spec))
+    assert words in str(refused.value)
+    with pytest.raises(ValidationError):
+        SPECS[kind].model_validate(spec)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("Tenant", {}),
+        ("Application", {"profile": {"inputTokens": 1, "outputTokens": 1}}),
+        ("ServingPool", POOL),
+        ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "for": "1h30m"}], "holdDown": "0s"}}),
+    ],
+)
+def test_a_spec_is_stored_as_it_was_written(with_crds: ControlPlane, kind: str, spec: dict[str, Any]) -> None:
+    stored = with_crds.kubectl(
+        "create", "--dry-run=server", "-o", "json", "-f", "-", stdin=manifest(kind, spec)
+    )
+    assert json.loads(stored)["spec"] == spec
+    SPECS[kind].model_validate(spec)
+
+
+def test_a_pools_name_must_fit_a_label(with_crds: ControlPlane) -> None:
+    with pytest.raises(KubectlError, match="at most 63 characters"):
+        with_crds.kubectl(
+            "create", "--dry-run=server", "-f", "-", stdin=manifest("ServingPool", POOL, "n" * 64)
+        )
