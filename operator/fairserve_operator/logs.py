@@ -44,4 +44,4 @@ def configure(log_format: LogFormat, verbose: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("fairserve_operator").setLevel(logging.DEBUG if verbose else logging.INFO)
-    logging.getLogger("kopf").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.DEBUG if verbose else logging.WARNING)

@@ -80,23 +80,38 @@ def test_ends_on_sigterm_with_status_0(place: Place, tmp_path: Path) -> None:
     assert b"Traceback" not in words
 
 
-def test_needs_no_more_rights_than_its_role_gives(place: Place, tmp_path: Path) -> None:
-    rights = REPOSITORY / "examples" / "operator" / "rbac.yaml"
-    place.control_plane.kubectl("apply", "-n", place.namespace, "-f", rights)
-    kubeconfig = place.control_plane.service_account_kubeconfig(place.namespace, "fairserve-operator")
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one namespace", "all namespaces"])
+def test_needs_no_more_rights_than_its_role_gives(place: Place, tmp_path: Path, everywhere: bool) -> None:
+    home = "fairserve-system" if everywhere else place.namespace
+    rights = "rbac-all-namespaces.yaml" if everywhere else "rbac.yaml"
+    options = ("--all-namespaces",) if everywhere else ()  # Else the namespace that the kubeconfig names.
+    scope = () if everywhere else ("-n", home)
+    place.control_plane.kubectl("apply", *scope, "-f", REPOSITORY / "examples" / "operator" / rights)
+    kubeconfig = place.control_plane.service_account_kubeconfig(home, "fairserve-operator")
     place.apply(two_teams())
     sidecar = place.pod("a")
-    # No --namespace: it serves the one that the kubeconfig names.
-    with operator_process(kubeconfig, tmp_path / "log", "--verbose") as operator:
+    with operator_process(kubeconfig, tmp_path / "log", "--verbose", *options) as operator:
         place.until_condition("tenants", "team-a", "Ready", "True")
         place.delete("secrets", "fairserve-llm")
         until(place.boot_secret, "the boot Secret")
         place.patch("tenants", "team-a", {"weight": 2})
         until(lambda: sidecar.generation == 2, "the changed configuration")
-        log = operator.log_tail(10_000)
+        log = operator.log_tail(100_000)
     assert "orbidden" not in log
     assert place.control_token() not in log
     assert "demo-key-of-team-a" not in log
+
+
+def test_goes_on_after_the_api_server_was_away(place: Place, tmp_path: Path) -> None:
+    place.apply(two_teams())
+    sidecar = place.pod("a")
+    with operator_process(place.control_plane.kubeconfig, tmp_path / "log", "-n", place.namespace):
+        place.until_condition("tenants", "team-a", "Ready", "True")
+        place.control_plane.stop_apiserver()
+        place.control_plane.start_apiserver()  # Takes seconds, of refused connections first and of 403s then.
+        place.patch("tenants", "team-a", {"weight": 2})
+        place.until_condition("tenants", "team-a", "Programmed", "True")
+    assert sidecar.generation == 2
 
 
 def test_without_custom_resources_or_a_cluster_it_says_so_and_ends(tmp_path: Path) -> None:

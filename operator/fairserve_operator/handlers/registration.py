@@ -7,7 +7,8 @@ is away.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import kopf
@@ -52,11 +53,11 @@ def registry(
         return state()
 
     for plural, kind in _CUSTOM.items():
-        kopf.on.event("fairserve.dev", "v1alpha1", plural, registry=handlers, param=kind)(
+        kopf.on.event("fairserve.dev", "v1alpha1", plural, registry=handlers, id=plural, param=kind)(
             _custom(store, mark)
         )
-    kopf.on.event("v1", "pods", registry=handlers)(_pods(store, mark))
-    kopf.on.event("v1", "secrets", registry=handlers)(_secrets(store, mark))
+    kopf.on.event("v1", "pods", registry=handlers, id="pods")(_pods(store, mark))
+    kopf.on.event("v1", "secrets", registry=handlers, id="secrets")(_secrets(store, mark))
     return handlers
 
 
@@ -71,7 +72,15 @@ def configure(settings: kopf.OperatorSettings) -> None:
         1.0  # A task per object that changed lately, and not for longer than needed.
     )
     settings.watching.field_selectors["v1", "secrets"] = bodies.SECRET_SELECTOR
+    settings.networking.error_backoffs = _Patience()
     settings.process.ultimate_exiting_timeout = 20.0
+
+
+class _Patience:
+    """Pauses between tries, in seconds, without end: an API server may be away for an hour."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.2, 0.5, 1.0, 2.0), itertools.repeat(5.0))
 
 
 def _custom(store: Store, mark: Mark) -> Callable[..., Awaitable[None]]:

@@ -44,10 +44,15 @@ async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> No
     store, tasks = Store(), Tasks(fatal)
     world = World(store, cluster, sidecars, metrics, Lanes(), tasks, time.time, random.Random())  # noqa: S311
     loop = Loop(world, scope)
+
+    async def end() -> None:
+        await loop.stop()
+        stop.set()  # kopf waits five seconds for whoever waits for this flag.
+
     try:
         _log.info("serving %s", ", ".join(name or "all namespaces" for name in scope))
         await kopf.operator(
-            registry=registry(store, loop.mark, cluster.connection, loop.start, loop.stop, loop.state),
+            registry=registry(store, loop.mark, cluster.connection, loop.start, end, loop.state),
             clusterwide=scope == (None,),
             namespaces=[name for name in scope if name],
             # Named here, or kopf asks for the user's name, which a user id without a passwd entry has not.
