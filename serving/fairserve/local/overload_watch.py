@@ -106,12 +106,12 @@ class OverloadWatch:
                 aiohttp.ClientSession(timeout=_QUERY_TIMEOUT) as session,
                 session.get(url, params=parameters) as answer,
             ):
-                return _one_number(signal, await answer.json(content_type=None))
+                return one_number(signal, await answer.json(content_type=None))
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             return Sample(signal, None, f"the query failed: {error!r}")
 
 
-def _one_number(signal: str, body: object) -> Sample:
+def one_number(signal: str, body: object) -> Sample:
     """The value in an answer of Prometheus, if it is exactly one number."""
     match body:
         case {"status": "success", "data": {"resultType": "scalar", "result": [_, str(text)]}}:

@@ -33,7 +33,13 @@ def judge(outcome: Outcome) -> tuple[Claim, ...]:
 def show(claims: Sequence[Claim], console: Console) -> None:
     """Print the summary."""
     table = Table(
-        "What", "Expected", "fairserve", "FCFS", "", title="Summary; refused, cut: interactions", title_justify="left"
+        "What",
+        "Expected",
+        "fairserve",
+        "FCFS",
+        "",
+        title="Summary; refused, cut: interactions",
+        title_justify="left",
     )
     marks = {True: "[green]ok", False: "[bold red]FAILED", None: ""}
     for claim in claims:
