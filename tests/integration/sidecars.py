@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from fairserve.config import SchedulerConfig, key_digest
@@ -91,7 +91,6 @@ class Answer:
     status: int
     headers: list[tuple[str, str]]
     body: bytes
-    chunks: list[bytes] = field(default_factory=list)
 
     def header(self, name: str) -> str | None:
         return next((value for key, value in self.headers if key.lower() == name), None)
@@ -145,13 +144,17 @@ class Client:
         size = int(await self.reader.readuntil(b"\r\n"), 16)
         return (await self.reader.readexactly(size + 2))[:-2]
 
+    async def chunked_body(self) -> bytes:
+        chunks = []
+        while chunk := await self.chunk():
+            chunks.append(chunk)
+        return b"".join(chunks)
+
     async def answer(self) -> Answer:
         """A whole response."""
         answer = await self.head()
         if answer.header("transfer-encoding") == "chunked":
-            while chunk := await self.chunk():
-                answer.chunks.append(chunk)
-            answer.body = b"".join(answer.chunks)
+            answer.body = await self.chunked_body()
         elif (length := answer.header("content-length")) is not None:
             answer.body = await self.reader.readexactly(int(length))
         elif answer.header("connection") == "close":
@@ -159,7 +162,9 @@ class Client:
         return answer
 
 
-async def ask(address: Address | int, key: str, body: dict | bytes, target: str = CHAT, **headers: str) -> Answer:
+async def ask(
+    address: Address | int, key: str, body: dict | bytes, target: str = CHAT, **headers: str
+) -> Answer:
     """One call on a connection of its own."""
     async with await Client.connect(address) as client:
         client.call(key, body, target, **headers)

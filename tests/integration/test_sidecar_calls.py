@@ -106,7 +106,10 @@ async def test_other_paths_pass_without_a_key(engine, sidecar):
 
 
 async def test_engines_error_arrives_unchanged_and_costs_nothing(engine, sidecar):
-    direct, proxied = await ask(engine.port, KEY_A, b"{broken"), await ask(sidecar.data_address, KEY_A, b"{broken")
+    direct, proxied = (
+        await ask(engine.port, KEY_A, b"{broken"),
+        await ask(sidecar.data_address, KEY_A, b"{broken"),
+    )
     assert (proxied.status, proxied.headers, proxied.body) == (400, direct.headers, direct.body)
     text = sidecar.metrics.exposition().decode()
     assert metric(text, "fairserve_requests_total", tenant="a", outcome="failed") == 1
@@ -118,7 +121,11 @@ async def test_unknown_key_is_401_in_openais_shape(engine, sidecar, key):
     answer = await ask(sidecar.data_address, key, {})
     assert answer.status == 401
     error = answer.fields["error"]
-    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_api_key")
+    assert (error["type"], error["param"], error["code"]) == (
+        "invalid_request_error",
+        None,
+        "invalid_api_key",
+    )
     assert key == "" or key not in answer.body.decode()
     assert engine.seen == []
 
@@ -164,7 +171,9 @@ async def test_application_is_named_pinned_or_refused(engine, sidecar):
     assert metric(text, "fairserve_denied_requests_total", code="unknown_application") == 1
 
 
-@pytest.mark.parametrize("target", [CHAT + "?x=1", "/v1/chat/completion%73", "http://other/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "target", [CHAT + "?x=1", "/v1/chat/completion%73", "http://other/v1/chat/completions"]
+)
 async def test_other_spellings_of_a_path_are_no_way_around(engine, sidecar, target):
     assert (await ask(sidecar.data_address, "wrong", {}, target)).status == 401
     assert engine.seen == []
@@ -223,7 +232,11 @@ async def test_shares_follow_weights_and_a_flow_is_first_come_first_served(tmp_p
 
     engine.behaviour = wait
     async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
-        calls = [asyncio.create_task(ask(sidecar.data_address, KEY_A, {"who": "warm", "number": 0, "max_tokens": 3}))]
+        calls = [
+            asyncio.create_task(
+                ask(sidecar.data_address, KEY_A, {"who": "warm", "number": 0, "max_tokens": 3})
+            )
+        ]
         await eventually(lambda: len(order) == 1, "the engine is taken")
         for number in range(12):
             for who, key in (("b", KEY_B), ("a", KEY_A)):
@@ -289,7 +302,7 @@ async def test_unreachable_engine_lets_calls_wait_and_fails_one_with_retry_after
             sidecar.dispatcher.release()
             refused = await waiting
             assert refused.status == 503
-            assert int(refused.header("retry-after")) >= 1
+            assert int(refused.header("retry-after") or 0) >= 1
             assert refused.header("x-fairserve-refused-reason") == "engine_unavailable"
             waiting = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
             await eventually(lambda: sidecar.scheduler.queued == 1, "the next call waits")
@@ -308,8 +321,7 @@ async def test_engine_that_dies_mid_stream_breaks_the_answer_visibly(engine, sid
         client.call(KEY_A, {"stream": True})
         await client.head()
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-            while await client.chunk():
-                pass
+            await client.chunked_body()
     text = sidecar.metrics.exposition().decode()
     assert metric(text, "fairserve_requests_total", tenant="a", outcome="failed") == 1
 
@@ -320,7 +332,7 @@ async def test_metrics_are_the_engines_and_ours(engine, sidecar):
         client.send("GET", "/metrics")
         answer = await client.answer()
     text = answer.body.decode()
-    assert answer.header("content-type").startswith("text/plain; version=0.0.4")
+    assert (answer.header("content-type") or "").startswith("text/plain; version=0.0.4")
     assert metric(text, "vllm:kv_cache_usage_perc") == 0
     assert metric(text, "fairserve_pool_info", pool_namespace="default", pool="llm") == 1
     assert metric(text, "fairserve_requests_total", tenant="a", outcome="completed") == 1

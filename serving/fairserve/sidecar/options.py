@@ -67,7 +67,7 @@ def parse_engine(option: str, url: str) -> Address:
     """http://HOST:PORT of the engine. Raises OptionError; a path or https can't be served."""
     parts = urllib.parse.urlsplit(url)
     try:
-        port = parts.port or 80
+        port = 80 if parts.port is None else parts.port
     except ValueError:
         port = 0
     if parts.scheme != "http" or not parts.hostname or not port:

@@ -98,10 +98,10 @@ def refusal_response(
 
 def retry_after(exact_s: float | None, rng: random.Random) -> int:
     """Whole seconds in 1..120, never below the exact time except for the cap, with up to a tenth (at least
-    one second) on top so that clients don't return together.
+    two seconds) on top so that clients don't return together.
     """
     seconds = _GUESS_S if exact_s is None else exact_s
-    jitter = rng.random() * max(1.0, 0.1 * seconds)
+    jitter = rng.random() * max(2.0, 0.1 * seconds)
     return max(1, min(MAX_RETRY_AFTER_S, math.ceil(seconds + jitter)))
 
 

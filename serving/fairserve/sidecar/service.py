@@ -92,7 +92,8 @@ class Sidecar:
             async with asyncio.timeout(grace_s):
                 await self._server.emptied()
         except TimeoutError:
-            _LOG.warning("%d connections are cut after %g s", len(self._server.connections), grace_s)
+            if self._server.connections:
+                _LOG.warning("%d connections are cut after %g s", len(self._server.connections), grace_s)
         self._server.abort()
         for task in self._tasks:
             task.cancel()

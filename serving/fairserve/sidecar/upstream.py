@@ -93,6 +93,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._begun = False  #: the head has been given to the receiver
         self._pieces: list[bytes] = []
         self._ended = False
+        self._surplus = False
         self._reusable = False  #: the engine keeps the connection after this answer
         self.idle_since = 0.0
 
@@ -181,7 +182,8 @@ class UpstreamConnection(asyncio.Protocol):
     # -- events of the parser -----------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """An answer's first byte."""
+        """An answer's first byte; more than one answer to a request is none of ours."""
+        self._surplus = self._ended
         self._reason = b""
         self._headers = []
         self._length = None
@@ -212,13 +214,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """A part of the body, without its framing."""
-        self._pieces.append(data)
+        if not self._ended:
+            self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
         if self._head is not None:
             self._ended = True
-            self._reusable = self._parser.should_keep_alive()
+            self._reusable = self._parser.should_keep_alive() and not self._surplus
 
     # -- inside -------------------------------------------------------------------------------------
 

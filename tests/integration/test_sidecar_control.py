@@ -1,0 +1,319 @@
+"""The control port of a real sidecar: configuration, overload, state, probes, restart."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+
+import pytest
+
+from tests.fakes.engine import FakeEngine, Reply, Seen, answer_at_once
+from tests.integration.sidecars import (
+    KEY_A,
+    KEY_B,
+    Client,
+    ask,
+    control,
+    document,
+    eventually,
+    metric,
+    running_sidecar,
+)
+
+
+@pytest.fixture
+async def engine():
+    async with FakeEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+async def sidecar(tmp_path, engine):
+    async with running_sidecar(tmp_path, engine, document()) as sidecar:
+        yield sidecar
+
+
+async def overload(sidecar, armed: bool, lease_s: float = 60.0) -> dict:
+    body = json.dumps({"armed": armed, "lease_s": lease_s, "reason": "a test"}).encode()
+    answer = await control(sidecar, "PUT", "/overload", body)
+    assert answer.status == 200, answer.body
+    return answer.fields
+
+
+async def test_without_configuration_it_waits_for_one(tmp_path, engine):
+    async with running_sidecar(tmp_path, engine, None) as sidecar:
+        refused = await ask(sidecar.data_address, KEY_A, {})
+        assert refused.status == 503
+        assert refused.header("x-fairserve-refused-reason") == "not_ready"
+        assert int(refused.header("retry-after")) >= 1
+        ready = await control(sidecar, "GET", "/readyz", token="")
+        assert (ready.status, "no configuration" in ready.fields["reasons"]) == (503, True)
+        answer = await control(sidecar, "PUT", "/config", document().to_bytes())
+        assert answer.fields == {"generation": 1, "hash": document().content_hash}
+        assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+        await eventually(lambda: not sidecar.obstacles(), "it is ready")
+        assert (await control(sidecar, "GET", "/readyz", token="")).status == 200
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x1f\x8bnot gzip", b'{"pool": "x"}'])
+async def test_bad_boot_file_is_logged_and_waited_over(tmp_path, engine, content, caplog):
+    (tmp_path / "token").write_text("t")
+    from fairserve.sidecar.options import Address, SidecarOptions
+    from fairserve.sidecar.service import Sidecar
+
+    boot = tmp_path / "boot.json"
+    boot.write_bytes(content)
+    here = Address("127.0.0.1", 0)
+    options = SidecarOptions(
+        here, here, Address("127.0.0.1", engine.port), tmp_path / "token", config_file=boot
+    )
+    sidecar = Sidecar(options)
+    await sidecar.start()
+    try:
+        assert sidecar.configuration is None
+        assert any(
+            str(boot) in record.getMessage() for record in caplog.records if record.levelname == "ERROR"
+        )
+    finally:
+        await sidecar.stop()
+
+
+async def test_newer_configuration_changes_shares_without_dropping_what_waits(tmp_path, engine):
+    go_on = asyncio.Event()
+
+    async def wait(seen: Seen, reply: Reply) -> None:
+        await go_on.wait()
+        await answer_at_once(seen, reply)
+
+    engine.behaviour = wait
+    async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
+        calls = [asyncio.create_task(ask(sidecar.data_address, KEY_A, {})) for _ in range(3)]
+        await eventually(lambda: sidecar.scheduler.queued == 2, "calls wait")
+        newer = document(2, tenants=[{"name": "a", "weight": 7}, {"name": "b"}])
+        packed = gzip.compress(newer.to_bytes())
+        answer = await control(sidecar, "PUT", "/config", packed, Content_Encoding="gzip")
+        assert answer.fields == {"generation": 2, "hash": newer.content_hash}
+        state = (await control(sidecar, "GET", "/state")).fields
+        assert (state["generation"], state["tenants"][0]["weight"], state["queued"]) == (2, 7, 2)
+        go_on.set()
+        assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+
+
+async def test_configuration_that_is_older_or_different_is_409(sidecar):
+    assert (await control(sidecar, "PUT", "/config", document(5).to_bytes())).status == 200
+    assert (await control(sidecar, "PUT", "/config", document(5).to_bytes())).status == 200
+    for offered in (document(4), document(5, mode="Shadow")):
+        answer = await control(sidecar, "PUT", "/config", offered.to_bytes())
+        assert answer.status == 409
+        assert (answer.fields["generation"], answer.fields["hash"]) == (5, document(5).content_hash)
+        assert "error" in answer.fields
+
+
+async def test_configuration_with_a_wrong_field_is_422_and_the_old_one_stays(sidecar):
+    fields = json.loads(document(2).to_bytes())
+    fields["tenants"][0]["weight"] = 0
+    fields["tenants"][1]["wieght"] = 2
+    answer = await control(sidecar, "PUT", "/config", json.dumps(fields).encode())
+    assert answer.status == 422
+    assert "tenants.0.weight" in answer.fields["error"]
+    assert "tenants.1.wieght" in answer.fields["error"]
+    other_pool = await control(sidecar, "PUT", "/config", document(2, pool="default/other").to_bytes())
+    assert (other_pool.status, "default/other" in other_pool.fields["error"]) == (422, True)
+    assert sidecar.configuration.generation == 1
+    assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+
+
+async def test_configuration_over_the_limit_is_413(sidecar):
+    bomb = gzip.compress(b" " * (64 * 1024 * 1024 + 1))
+    assert (await control(sidecar, "PUT", "/config", bomb, Content_Encoding="gzip")).status == 413
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/config"), ("PUT", "/overload"), ("GET", "/state")])
+async def test_wrong_control_token_is_401(sidecar, method, path):
+    for token in ("", "wrong", "control-toke", KEY_A):
+        assert (await control(sidecar, method, path, b"{}", token=token)).status == 401
+
+
+async def test_control_token_may_rotate(tmp_path, sidecar):
+    (tmp_path / "token").write_text("another")
+    assert (await control(sidecar, "GET", "/state", token="another")).status == 200
+    assert (await control(sidecar, "GET", "/state")).status == 401
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"armed": 1, "lease_s": 5}',
+        b'{"armed": true, "lease_s": -1}',
+        b'{"armed":true,"lease_s":5,"x":1}',
+    ],
+)
+async def test_malformed_overload_is_422_and_changes_nothing(sidecar, body):
+    assert (await control(sidecar, "PUT", "/overload", body)).status == 422
+    assert not sidecar.scheduler.armed
+
+
+async def test_user_over_its_limit_is_429_until_the_time_told(sidecar):
+    for _ in range(5):
+        assert (await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="calm")).status == 200
+    assert (await overload(sidecar, armed=True)) == {"armed": True, "generation": 1}
+    session = {"x_fairserve_user": "u", "x_fairserve_interaction_id": "first"}
+    assert (await ask(sidecar.data_address, KEY_B, {}, **session)).status == 200
+    assert (await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="u")).status == 200
+    refused = await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="u")
+    assert refused.status == 429
+    assert 59 <= int(refused.header("retry-after")) <= 66
+    assert refused.header("x-fairserve-refused-reason") == "user_interaction_limit"
+    assert refused.header("x-ratelimit-limit-requests") == "2"
+    assert refused.header("x-ratelimit-remaining-requests") == "0"
+    assert refused.header("x-ratelimit-reset-requests") in ("60s", "1m0s", "59s")
+    error = refused.fields["error"]
+    assert (error["type"], error["param"], error["code"]) == ("rate_limit_error", None, "rate_limit_exceeded")
+    assert "2 new interactions per 60 s" in error["message"]
+    assert f"Retry in {refused.header('retry-after')} s" in error["message"]
+    assert (await ask(sidecar.data_address, KEY_B, {}, **session)).status == 200, "continues an interaction"
+    assert (await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="v")).status == 200, "within limits"
+    text = sidecar.metrics.exposition().decode()
+    labels = {"tenant": "b", "reason": "user_interaction_limit", "mode": "Enforce"}
+    assert metric(text, "fairserve_refused_interactions_total", **labels) == 1
+    assert metric(text, "fairserve_oit_armed") == 1
+
+
+async def test_retry_after_the_told_time_is_admitted(tmp_path, engine):
+    tenants = [{"name": "a"}, {"name": "b", "per_user": {"count": 1, "window_s": 1.5}}]
+    async with running_sidecar(tmp_path, engine, document(tenants=tenants)) as sidecar:
+        await overload(sidecar, armed=True)
+        assert (await ask(sidecar.data_address, KEY_B, {})).status == 200
+        refused = await ask(sidecar.data_address, KEY_B, {})
+        assert refused.status == 429
+        await asyncio.sleep(int(refused.header("retry-after")))
+        assert (await ask(sidecar.data_address, KEY_B, {})).status == 200
+
+
+async def test_shadow_refuses_nothing_and_counts(tmp_path, engine):
+    async with running_sidecar(tmp_path, engine, document(mode="Shadow")) as sidecar:
+        await overload(sidecar, armed=True)
+        for _ in range(4):
+            assert (await ask(sidecar.data_address, KEY_B, {})).status == 200
+        text = sidecar.metrics.exposition().decode()
+    labels = {"tenant": "b", "reason": "user_interaction_limit", "mode": "Shadow"}
+    assert metric(text, "fairserve_refused_interactions_total", **labels) == 2
+
+
+async def test_ended_lease_follows_on_stale(tmp_path, engine):
+    config = document(overload={"stale_after_s": 30, "on_stale": "Disarm"})
+    async with running_sidecar(tmp_path, engine, config) as sidecar:
+        await overload(sidecar, armed=True, lease_s=0.5)
+        assert sidecar.state()["overload"]["source"] == "Operator"
+        await eventually(lambda: not sidecar.scheduler.armed, "the lease ends")
+        assert sidecar.state()["overload"]["source"] == "Stale"
+
+
+async def test_own_saturation_arms_where_that_is_on(tmp_path, engine):
+    engine.kv_use = 1.0
+    config = document(overload={"arm_locally": True, "on_stale": "Disarm"})
+    async with running_sidecar(tmp_path, engine, config) as sidecar:
+        await eventually(lambda: sidecar.scheduler.armed, "saturation arms")
+        assert sidecar.state()["overload"]["source"] == "Local"
+        engine.kv_use = 0.1
+        await eventually(lambda: not sidecar.scheduler.armed, "saturation is gone")
+
+
+async def test_full_queue_and_timeout_are_503(tmp_path, engine):
+    go_on = asyncio.Event()
+
+    async def wait(seen: Seen, reply: Reply) -> None:
+        await go_on.wait()
+        await answer_at_once(seen, reply)
+
+    engine.behaviour = wait
+    tenants = [{"name": "a", "max_queued_requests": 1, "max_wait_s": 0.5}, {"name": "b"}]
+    async with running_sidecar(tmp_path, engine, document(tenants=tenants), max_window=1) as sidecar:
+        first = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
+        await eventually(lambda: sidecar.scheduler.running == 1, "one runs")
+        second = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
+        await eventually(lambda: sidecar.scheduler.queued == 1, "one waits")
+        full = await ask(sidecar.data_address, KEY_A, {})
+        late = await second
+        go_on.set()
+        assert (await first).status == 200
+        text = sidecar.metrics.exposition().decode()
+    for answer, reason in ((full, "queue_full"), (late, "queue_timeout")):
+        assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, reason)
+        assert int(answer.header("retry-after")) >= 1
+        assert metric(text, "fairserve_refused_interactions_total", tenant="a", reason=reason) == 1
+    assert metric(text, "fairserve_requests_total", tenant="a", outcome="evicted") == 1
+    assert metric(text, "fairserve_requests_total", tenant="a", outcome="refused") == 1
+
+
+async def test_restart_boots_from_the_file_and_keeps_open_interactions(tmp_path, engine):
+    snapshot = tmp_path / "snapshot.json"
+    session = {"x_fairserve_user": "u", "x_fairserve_interaction_id": "mine"}
+    async with running_sidecar(tmp_path, engine, document(), snapshot=snapshot) as sidecar:
+        await overload(sidecar, armed=True)
+        for headers in (session, {"x_fairserve_user": "u"}):
+            assert (await ask(sidecar.data_address, KEY_B, {}, **headers)).status == 200
+    async with running_sidecar(tmp_path, engine, document(), snapshot=snapshot) as sidecar:
+        assert sidecar.configuration.generation == 1
+        await overload(sidecar, armed=True)
+        assert (await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="u")).status == 429
+        assert (await ask(sidecar.data_address, KEY_B, {}, **session)).status == 200
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"saved_at_unix_s": 0, "scheduler": {"format": 99}}'])
+async def test_corrupt_snapshot_is_logged_and_not_used(tmp_path, engine, content, caplog):
+    snapshot = tmp_path / "snapshot.json"
+    snapshot.write_text(content)
+    async with running_sidecar(tmp_path, engine, document(), snapshot=snapshot) as sidecar:
+        assert any("snapshot" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+        assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+
+
+async def test_stop_lets_running_calls_finish(tmp_path, engine):
+    go_on = asyncio.Event()
+
+    async def wait(seen: Seen, reply: Reply) -> None:
+        await go_on.wait()
+        await answer_at_once(seen, reply)
+
+    engine.behaviour = wait
+    async with running_sidecar(tmp_path, engine, document()) as sidecar:
+        idle = await Client.connect(sidecar.data_address)
+        call = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
+        await eventually(lambda: len(engine.completions) == 1, "the call runs")
+        stopping = asyncio.create_task(sidecar.stop(grace_s=30))
+        assert await idle.reader.read() == b"", "an idle connection is closed at once"
+        with pytest.raises(OSError):
+            await Client.connect(sidecar.data_address)
+        go_on.set()
+        assert (await call).status == 200
+        await stopping
+        await idle.leave()
+
+
+async def test_engine_that_is_not_healthy_is_not_ready(engine, sidecar):
+    await eventually(lambda: not sidecar.obstacles(), "it is ready")
+    engine.healthy = False
+    await eventually(lambda: any("503" in reason for reason in sidecar.obstacles()), "it is not ready")
+    assert (await control(sidecar, "GET", "/healthz", token="")).status == 200
+
+
+async def test_state_tells_what_people_want_to_know(sidecar):
+    await ask(sidecar.data_address, KEY_A, {}, x_fairserve_user="secret-person")
+    await eventually(lambda: sidecar.watch.sample, "the engine is read")
+    answer = await control(sidecar, "GET", "/state")
+    state = answer.fields
+    assert (state["pool"], state["generation"], state["policy"], state["mode"]) == (
+        "default/llm",
+        1,
+        "FairServe",
+        "Enforce",
+    )
+    (tenant,) = state["tenants"]
+    assert (tenant["name"], tenant["weight"], tenant["refused"]) == ("a", 3, 0)
+    assert state["engine"]["up"] is True
+    assert state["engine"]["kv_tokens"] == 16_000
+    assert b"secret-person" not in answer.body

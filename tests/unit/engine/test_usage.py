@@ -1,0 +1,146 @@
+"""Usage from answers and streams; what is taken out of a stream, wherever the network cuts it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fairserve.core.calls import Usage
+from fairserve.engine.usage import EventStream, body_usage, read_usage
+
+USAGE = {
+    "prompt_tokens": 7,
+    "total_tokens": 9,
+    "completion_tokens": 2,
+    "prompt_tokens_details": {"cached_tokens": 4},
+}
+TOKENS = (
+    b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    b'data: {"choices":[{"delta":{"content":"\\n\\n\\"usage\\":{ \\"choices\\":[]"}}]}\n\n'
+)
+ONLY_USAGE = (
+    b'data: {"id":"c","choices":[],"usage":' + json.dumps(USAGE, separators=(",", ":")).encode() + b"}\n\n"
+)
+DONE = b"data: [DONE]\n\n"
+STREAM = TOKENS + ONLY_USAGE + DONE
+
+
+def run(stream: EventStream, pieces) -> bytes:
+    passed = b"".join([stream.feed(piece) for piece in pieces])
+    return passed + stream.end()
+
+
+@pytest.mark.parametrize("cut", range(len(STREAM) + 1))
+def test_usage_event_is_taken_out_wherever_the_stream_is_cut(cut):
+    stream = EventStream(strips=True)
+    assert run(stream, [STREAM[:cut], STREAM[cut:]]) == TOKENS + DONE
+    assert stream.usage() == Usage(7, 2, 4)
+    assert stream.events == 3
+
+
+@given(st.lists(st.integers(1, 9), min_size=1), st.booleans(), st.booleans())
+def test_pieces_change_nothing(sizes, strips, crlf):
+    data = STREAM.replace(b"\n\n", b"\r\n\r\n") if crlf else STREAM
+    only = ONLY_USAGE.replace(b"\n\n", b"\r\n\r\n") if crlf else ONLY_USAGE
+    pieces, rest, turn = [], data, 0
+    while rest:
+        size = sizes[turn % len(sizes)]
+        pieces.append(rest[:size])
+        rest, turn = rest[size:], turn + 1
+    stream = EventStream(strips=strips)
+    assert run(stream, pieces) == (data.replace(only, b"") if strips else data)
+    assert stream.usage() == Usage(7, 2, 4)
+    assert stream.events == (3 if strips else 4)
+
+
+def test_stream_that_is_not_stripped_leaves_at_once():
+    stream = EventStream(strips=False)
+    assert stream.feed(b"data: {") == b"data: {"
+
+
+def test_complete_events_leave_at_once_and_only_the_last_is_held():
+    stream = EventStream(strips=True)
+    assert stream.feed(TOKENS + b"data: {") == TOKENS
+    assert stream.feed(b"}\n\n") == b"data: {}\n\n"
+
+
+def test_usage_beside_choices_stays():
+    event = b'data: {"choices":[{"delta":{}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}\n\n'
+    stream = EventStream(strips=True)
+    assert run(stream, [event, DONE]) == event + DONE
+    assert stream.usage() == Usage(1, 1)
+
+
+def test_empty_choices_without_usage_stay():
+    event = b'data: {"choices":[],"usage":null,"prompt_filter_results":[]}\n\n'
+    assert run(EventStream(strips=True), [event]) == event
+
+
+def test_spaces_in_json_change_nothing():
+    event = b"data:" + json.dumps({"choices": [], "usage": USAGE}).encode() + b"\n\n"
+    stream = EventStream(strips=True)
+    assert run(stream, [event + DONE]) == DONE
+    assert stream.usage() == Usage(7, 2, 4)
+
+
+@pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.parametrize("size", [1 << 16, 3_000_001])
+def test_event_too_long_to_hold_is_passed_and_the_next_is_still_seen(strips, size):
+    long = b"data: " + b"x" * 2_500_000 + b"\n\n"
+    data = long + ONLY_USAGE + DONE
+    stream = EventStream(strips=strips)
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    assert run(stream, pieces) == (long + DONE if strips else data)
+    assert stream.usage() == Usage(7, 2, 4)
+    assert len(stream._held) == 0
+
+
+def test_stream_without_usage_has_none():
+    stream = EventStream(strips=True)
+    assert run(stream, [TOKENS, b"data: {unfinished"]) == TOKENS + b"data: {unfinished"
+    assert stream.usage() is None
+    assert stream.events == 2
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_usage_of_a_body(indent):
+    body = json.dumps(
+        {"choices": [{"text": '"usage":{"prompt_tokens":99}'}], "usage": USAGE}, indent=indent
+    ).encode()
+    assert body_usage(body) == Usage(7, 2, 4)
+    if indent is None:
+        compact = json.dumps({"choices": [], "usage": USAGE, "z": None}, separators=(",", ":")).encode()
+        assert body_usage(compact) == body_usage(compact[5:]) == Usage(7, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"{}", b'{"usage":null}', b'{"usage":{', b'\xff{"usage":{}}']
+)
+def test_body_without_usage(body):
+    assert body_usage(body) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {},
+        {"prompt_tokens": -1},
+        {"prompt_tokens": "3"},
+        {"prompt_tokens": True},
+        {"prompt_tokens": 1, "completion_tokens": 1.5},
+    ],
+)
+def test_what_is_no_usage(value):
+    assert read_usage(value) is None
+
+
+def test_usage_of_calls_without_output_and_with_nonsense_details():
+    assert read_usage({"prompt_tokens": 5}) == Usage(5, 0)
+    assert read_usage({"prompt_tokens": 5, "completion_tokens": None}) == Usage(5, 0)
+    assert read_usage({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}) == Usage(5, 0, 5)
+    assert read_usage({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": None}}) == Usage(5, 0)

@@ -1,0 +1,83 @@
+"""Counts and their exposition."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fairserve.core.calls import Outcome, RefusalReason, ThrottlingMode, Usage
+from fairserve.sidecar.metrics import MAX_TENANTS, OTHER, Gauges, Histogram, Metrics
+
+
+def samples(metrics: Metrics) -> dict:
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
+
+
+def test_call_is_counted_with_disjoint_kinds_of_tokens():
+    metrics = Metrics()
+    metrics.calls("a", "chat").ended(Outcome.COMPLETED, Usage(10, 3, 4))
+    found = samples(metrics)
+    labels = (("application", "chat"), ("tenant", "a"))
+    assert found["fairserve_requests_total", (labels[0], ("outcome", "completed"), labels[1])] == 1
+    kinds = {
+        k: found["fairserve_tokens_total", (labels[0], ("kind", k), labels[1])]
+        for k in ("input", "cached", "output")
+    }
+    assert kinds == {"input": 6, "cached": 4, "output": 3}
+
+
+def test_refusals_are_counted_by_reason_and_mode():
+    metrics = Metrics()
+    metrics.calls("a", "chat").refused(RefusalReason.USER_LIMIT, ThrottlingMode.SHADOW)
+    labels = (
+        ("application", "chat"),
+        ("mode", "Shadow"),
+        ("reason", "user_interaction_limit"),
+        ("tenant", "a"),
+    )
+    assert samples(metrics)["fairserve_refused_interactions_total", labels] == 1
+
+
+def test_tenants_beyond_the_limit_are_folded_and_lose_no_count():
+    metrics = Metrics()
+    for number in range(MAX_TENANTS + 50):
+        for _ in range(2):
+            metrics.calls(f"t{number}", "chat").ended(Outcome.COMPLETED)
+        metrics.serve(f"t{number}", 1.0)
+    found = samples(metrics)
+    requests = {labels: v for (name, labels), v in found.items() if name == "fairserve_requests_total"}
+    assert len(requests) == MAX_TENANTS + 1
+    assert sum(requests.values()) == 2 * (MAX_TENANTS + 50)
+    assert found["fairserve_service_total", (("tenant", OTHER),)] == 50
+
+
+def test_histogram_is_cumulative():
+    histogram = Histogram((1.0, 2.0))
+    for value in (0.5, 1.0, 1.5, 9.0):
+        histogram.observe(value)
+    found = {(s.name, s.labels.get("le")): s.value for s in histogram.family("h", "d").samples}
+    assert found["h_bucket", "1.0"] == 2
+    assert found["h_bucket", "2.0"] == 3
+    assert found["h_bucket", "+Inf"] == found["h_count", None] == 4
+    assert found["h_sum", None] == pytest.approx(12.0)
+
+
+def test_what_is_not_known_is_not_exported():
+    metrics = Metrics()
+    gauges = Gauges(
+        pool=None,
+        generation=None,
+        armed=True,
+        queued=1,
+        oldest_wait_s=2.0,
+        running=3,
+        window=4,
+        saturation=0.5,
+        engine_up=False,
+        signal_age_s=None,
+    )
+    metrics.gauges = lambda: gauges
+    names = {name for name, _ in samples(metrics)}
+    assert "fairserve_oit_armed" in names
+    assert not names & {"fairserve_pool_info", "fairserve_config_generation", "fairserve_signal_age_seconds"}

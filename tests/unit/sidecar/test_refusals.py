@@ -1,0 +1,71 @@
+"""What a refused client reads."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from fairserve.core.calls import Refusal, RefusalReason
+from fairserve.sidecar.messages import Request
+from fairserve.sidecar.refusals import Unavailable, refusal_response, retry_after, unavailable_response
+
+REQUEST = Request(b"POST", b"/v1/completions", [], b"")
+LIMITS = (RefusalReason.USER_LIMIT, RefusalReason.TENANT_LIMIT, RefusalReason.APPLICATION_LIMIT)
+
+
+def read(data: bytes):
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert int(headers["content-length"]) == len(body)
+    return int(first.split(" ")[1]), headers, json.loads(body)["error"]
+
+
+@pytest.mark.parametrize("exact_s", [0.0, 0.2, 1.0, 1.001, 7.5, 60.0, 110.5])
+def test_retry_after_is_never_early_and_hardly_late(exact_s):
+    rng = random.Random(1)
+    seconds = [retry_after(exact_s, rng) for _ in range(500)]
+    assert min(seconds) >= max(1, exact_s)
+    assert max(seconds) <= min(120, exact_s + max(2.0, 0.1 * exact_s) + 1)
+    assert len(set(seconds)) > 1
+
+
+@pytest.mark.parametrize("exact_s", [120.0, 121.0, 1e6])
+def test_retry_after_is_capped(exact_s):
+    assert retry_after(exact_s, random.Random(1)) == 120
+
+
+@pytest.mark.parametrize("reason", LIMITS)
+def test_limit_is_429_with_the_callers_own_limit(reason):
+    data = refusal_response(
+        REQUEST, Refusal(reason, 12.3, 10, 60.0), "team", "chat", random.Random(1), reuse=True
+    )
+    status, headers, error = read(data)
+    assert status == 429
+    assert headers["x-fairserve-refused-reason"] == reason.value
+    assert headers["x-ratelimit-limit-requests"] == "10"
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert headers["x-ratelimit-reset-requests"] == "13s"
+    assert int(headers["retry-after"]) >= 13
+    assert error["code"] == "rate_limit_exceeded"
+    assert "10 new interactions per 60 s" in error["message"]
+    assert "connection" not in headers
+
+
+@pytest.mark.parametrize("reason", [reason for reason in RefusalReason if reason not in LIMITS])
+def test_no_capacity_is_503(reason):
+    data = refusal_response(REQUEST, Refusal(reason, None), "team", "chat", random.Random(1), reuse=False)
+    status, headers, error = read(data)
+    assert (status, error["code"], error["type"]) == (503, reason.value, "server_error")
+    assert 1 <= int(headers["retry-after"]) <= 5
+    assert "x-ratelimit-limit-requests" not in headers
+    assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("reason", Unavailable)
+def test_unavailable_is_503(reason):
+    status, headers, error = read(unavailable_response(REQUEST, reason, random.Random(1), reuse=True))
+    assert (status, headers["x-fairserve-refused-reason"], error["code"]) == (503, reason.value, reason.value)
+    assert int(headers["retry-after"]) >= 1
