@@ -47,7 +47,7 @@ def run_load():
 
 def backlog(tenant, clients, **changes):
     """A class that keeps `clients` chat calls of one tenant with the pool."""
-    known = {"application": "chat", "prompt_tokens": 20, "max_tokens": 48}
+    known = {"application": "chat", "prompt_tokens": 20, "max_tokens": 160}
     return ClientClass(tenant, KEYS[tenant], clients_per_user=clients, **(known | changes))
 
 

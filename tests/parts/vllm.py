@@ -103,6 +103,9 @@ class Vllm:
         self.process = Process(
             "vllm",
             [
+                # It stands for a GPU, which takes no core from the processes in front of it.
+                "nice",
+                "--adjustment=10",
                 python,
                 "-m",
                 "vllm.entrypoints.openai.api_server",
