@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
 
 _log = logging.getLogger("fairserve_operator")
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -75,6 +78,9 @@ def main(
     try:
         if namespace and all_namespaces:
             raise SetupError("--namespace and --all-namespaces exclude each other")
+        for name in namespace or ():
+            if not _NAMESPACE.fullmatch(name):
+                raise SetupError(f"--namespace {name}: not the name of a namespace; patterns are not served")
         endpoint = None if health is None else _endpoint(health)
         asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, endpoint))
     except OperatorError as problem:

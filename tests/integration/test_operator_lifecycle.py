@@ -23,6 +23,8 @@ from tests.integration.operating import (
 )
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane
+from tests.parts.loopback import Client
+from tests.parts.process import free_port
 
 
 @pytest.fixture
@@ -64,14 +66,19 @@ def test_restart_changes_nothing_and_absence_blocks_nothing(place: Place, tmp_pa
     assert versions() == before
 
 
-def test_ends_on_sigterm_with_status_0(place: Place, tmp_path: Path) -> None:
+def test_tells_its_health_and_ends_on_sigterm_with_status_0(place: Place, tmp_path: Path) -> None:
     place.apply(two_teams())
-    described = operator_process(place.control_plane.kubeconfig, tmp_path / "log", "-n", place.namespace)
+    health = f"127.0.0.1:{free_port()}"
+    described = operator_process(
+        place.control_plane.kubeconfig, tmp_path / "log", "-n", place.namespace, "--health", health
+    )
     with subprocess.Popen(
         described.args, env={**os.environ, **PYTHONPATH}, stderr=subprocess.PIPE
     ) as operator:
         try:
             until(place.boot_secret, "the boot Secret")
+            state = Client(f"http://{health}").json("GET", "/healthz")["state"]
+            assert state == {"complete": True, "namespaces": 1}
             operator.send_signal(signal.SIGTERM)
             _, words = operator.communicate(timeout=DEADLINE_S)
         finally:
@@ -114,13 +121,24 @@ def test_goes_on_after_the_api_server_was_away(place: Place, tmp_path: Path) -> 
     assert sidecar.generation == 2
 
 
-def test_without_custom_resources_or_a_cluster_it_says_so_and_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "no cluster to talk to"),
+        (("-n", "team-*"), "--namespace team-*: not the name of a namespace"),
+        (("-n", "a", "-A"), "exclude each other"),
+        (("--health", "8080"), "must be HOST:PORT"),
+    ],
+)
+def test_what_it_cannot_run_with_is_said_in_a_sentence(
+    tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
     nowhere = tmp_path / "kubeconfig"
     nowhere.write_text("apiVersion: v1\nkind: Config\n")
-    described = operator_process(nowhere, tmp_path / "log")
+    described = operator_process(nowhere, tmp_path / "log", *options)
     ended = subprocess.run(
         described.args, env={**os.environ, **PYTHONPATH}, capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert ended.returncode == 1
-    assert "no cluster to talk to" in ended.stderr
+    assert words in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -76,7 +76,10 @@ class Lanes:
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """One Pod's sidecar. `wake` is set whenever there may be something new to do for it."""
+    """One process at one address: a Pod that starts anew gets a new link.
+
+    `wake` is set whenever there may be something new to do for it.
+    """
 
     pod: Pod
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -88,15 +91,6 @@ class _Link:
     doubted: bool = False  #: whether to ask what it runs, although it acknowledged
     problem: str = ""
     failures: int = 0  #: in a row
-    life: int = 0  #: which of the processes that this Pod has been
-
-    def forget(self, pod: Pod) -> None:
-        """Start over: this is another process, or another address."""
-        self.pod = pod
-        self.life += 1
-        self.acknowledged = self.tried = self.refused = self.told = None
-        self.problem, self.failures = "", 0
-        self.wake.set()
 
 
 class PoolDelivery:
@@ -139,7 +133,7 @@ class PoolDelivery:
             return
         self._document, self._control_port, self._token = document, control_port, token
         for link, _ in self._links.values():
-            link.refused, link.failures = None, 0
+            link.refused = None
             link.wake.set()
 
     def order(self, order: OverloadOrder | None) -> None:
@@ -150,14 +144,16 @@ class PoolDelivery:
 
     async def follow(self, pods: Iterable[Pod]) -> None:
         """Make these the pool's Pods."""
-        wanted = {pod.uid: pod for pod in pods}
-        gone = [self._links.pop(uid)[1] for uid in list(self._links) if uid not in wanted]
-        for uid, pod in wanted.items():
-            if uid in self._links:
-                _refresh(self._links[uid][0], pod)
+        before, self._links = self._links, {}
+        for pod in pods:
+            known = before.get(pod.uid)
+            if known is not None and _same_process(known[0].pod, pod):
+                _refresh(known[0], pod)
+                self._links[pod.uid] = before.pop(pod.uid)
             else:
                 link = _Link(pod)
-                self._links[uid] = link, self._tasks.start(self._keep(link), f"deliver to {pod.name}")
+                self._links[pod.uid] = link, self._tasks.start(self._keep(link), f"deliver to {pod.name}")
+        gone = [task for _, task in before.values()]
         await self._tasks.cancel(gone)
 
     @property
@@ -198,11 +194,8 @@ class PoolDelivery:
         document = self._document
         if document is None:
             raise AssertionError("only a wanted document is pushed")
-        life = link.life
         async with self._lanes.slot(link.failures > 0):
             answer = await self._sidecars.put_config(self._port(link), document.body_gz)
-        if life != link.life:
-            return True  # Another process meanwhile: this answer says nothing about it.
         link.tried = document
         match answer:
             case Running() if _runs(answer, document):
@@ -313,14 +306,15 @@ def _runs(running: Running | None, document: Document) -> bool:
     )
 
 
+def _same_process(before: Pod, now: Pod) -> bool:
+    return (before.ip, before.incarnation) == (now.ip, now.incarnation)
+
+
 def _refresh(link: _Link, pod: Pod) -> None:
-    before = link.pod
-    if (before.ip, before.incarnation) != (pod.ip, pod.incarnation):
-        link.forget(pod)
-        return
+    came_up = pod.ready and not link.pod.ready
     link.pod = pod
-    if pod.ready and not before.ready:
-        # It has just come up: what it does after a start is worth a look at once, not after the backoff.
+    if came_up:
+        # It may have had a long start: worth a look at once, not after the backoff.
         link.doubted, link.failures = True, 0
         link.wake.set()
 

@@ -1,0 +1,160 @@
+"""The clients against small servers: every way that an answer can be, as a value."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from fairserve.config import IdentityConfig, SchedulerConfig
+from fairserve_operator.clients.prometheus import PrometheusClient, Reading, one_number
+from fairserve_operator.clients.sidecars import (
+    ControlPort,
+    Newer,
+    OverloadTaken,
+    Rejected,
+    Running,
+    SidecarClient,
+    Unreachable,
+)
+from tests.fakes.sidecar_control import SidecarControl
+from tests.parts.process import free_port
+
+
+def config(generation: int, pool: str = "ns/llm") -> SchedulerConfig:
+    return SchedulerConfig(pool=pool, generation=generation, identity=IdentityConfig(salt="ab" * 16))
+
+
+def packed(document: SchedulerConfig) -> bytes:
+    return gzip.compress(document.to_bytes())
+
+
+@pytest.fixture
+def control() -> Iterator[SidecarControl]:
+    with SidecarControl("127.0.0.1", free_port(), token="right") as running:
+        yield running
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[SidecarClient]:
+    made = SidecarClient(timeout_s=0.3)
+    yield made
+    await made.close()
+
+
+def port(control: SidecarControl, token: str = "right") -> ControlPort:
+    return ControlPort(control.host, control.port, token)
+
+
+async def test_config_is_acknowledged_and_seen_in_the_state(
+    control: SidecarControl, client: SidecarClient
+) -> None:
+    assert await client.get_state(port(control)) == Running(0, "")
+    expected = Running(3, config(3).content_hash)
+    assert await client.put_config(port(control), packed(config(3))) == expected
+    assert await client.get_state(port(control)) == expected
+
+
+async def test_older_or_other_config_is_answered_with_what_runs(
+    control: SidecarControl, client: SidecarClient
+) -> None:
+    control.run(7, "x" * 64)
+    assert await client.put_config(port(control), packed(config(3))) == Newer(7, "x" * 64)
+    assert await client.put_config(port(control), packed(config(7))) == Newer(7, "x" * 64)
+
+
+async def test_what_is_refused_for_good_is_rejected(control: SidecarControl, client: SidecarClient) -> None:
+    control.refuse = "tenants.0.weight: no"
+    assert await client.put_config(port(control), packed(config(1))) == Rejected(422, "tenants.0.weight: no")
+    wrong = await client.put_config(port(control, "wrong"), packed(config(1)))
+    assert wrong == Rejected(401, "wrong control token")
+
+
+async def test_overload_is_taken(control: SidecarControl, client: SidecarClient) -> None:
+    assert await client.put_overload(port(control), True, 30.0, "busy") == OverloadTaken(True, 0)
+    control.run(4, "h")
+    assert await client.put_overload(port(control), False, 30.0, "idle") == OverloadTaken(False, 4)
+    assert control.overloads[0].body == {"armed": True, "lease_s": 30.0, "reason": "busy"}
+
+
+async def test_no_answer_is_a_value(control: SidecarControl, client: SidecarClient) -> None:
+    control.hang()
+    assert await client.get_state(port(control)) == Unreachable("no answer in time")
+    control.go()
+    control.stop()
+    refused = await client.get_state(port(control))
+    assert isinstance(refused, Unreachable)
+
+
+def test_tokens_stay_out_of_logs() -> None:
+    assert "secret" not in repr(ControlPort("10.0.0.1", 8001, "secret"))
+
+
+@pytest.mark.parametrize(
+    ("result", "value", "words"),
+    [
+        ([{"metric": {}, "value": [1.5, "0.25"]}], 0.25, ""),
+        ([1.5, "7"], 7.0, ""),
+        ([], None, "no series"),
+        ([{"metric": {}, "value": [1, "1"]}, {"metric": {}, "value": [1, "2"]}], None, "2 series"),
+        ([{"metric": {}, "value": [1, "NaN"]}], None, "NaN"),
+        ([{"metric": {}, "value": [1, "+Inf"]}], None, "+Inf"),
+        ([{"metric": {}, "values": [[1, "1"]]}], None, "range"),
+        ([1.5, "up"], None, "text"),
+        (None, None, "no number"),
+    ],
+)
+def test_only_one_finite_number_is_a_reading(result: Any, value: float | None, words: str) -> None:
+    reading = one_number(result)
+    assert reading.value == value
+    assert words in reading.problem
+
+
+class _Prometheus(BaseHTTPRequestHandler):
+    """Answers by the query: a status, or silence."""
+
+    silent = threading.Event()
+
+    def do_GET(self) -> None:
+        if "hang" in self.path:
+            self.silent.wait(10)
+            return
+        status = 422 if "broken" in self.path else 200
+        body = {"status": "success", "data": {"result": [{"metric": {}, "value": [1, "5"]}]}}
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(b"parse error" if status == 422 else json.dumps(body).encode())
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def prometheus() -> Iterator[str]:
+    _Prometheus.silent.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Prometheus) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        _Prometheus.silent.set()
+        server.shutdown()
+        thread.join()
+
+
+async def test_prometheus_answers_or_says_why_not(prometheus: str) -> None:
+    client = PrometheusClient()
+    assert await client.query(prometheus, "up", 5.0) == Reading(5.0)
+    broken = await client.query(prometheus, "broken", 5.0)
+    assert broken.value is None
+    assert "refused the query" in broken.problem
+    assert "parse error" in broken.problem
+    hung = await client.query(prometheus, "hang", 0.2)
+    assert hung == Reading(None, f"no answer from {prometheus} within 0.2 s")
+    gone = await client.query("http://127.0.0.1:1", "up", 5.0)
+    assert gone == Reading(None, "no connection to http://127.0.0.1:1: Connection refused")
+    client.close()

@@ -1,0 +1,274 @@
+"""Deliveries: every sidecar ends up with the document and the order, whatever happens on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, Unreachable
+from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
+from tests.unit.operator_handlers.world import (
+    FAST,
+    PATIENT,
+    FakeSidecars,
+    FakeWorld,
+    document,
+    fake_world,
+    pod,
+    rest,
+    until,
+)
+
+FIRST = Document(1, "h", document(1))
+SECOND = Document(2, "g", document(2, "g"))
+ARMED = OverloadOrder(True, 30.0, "queue-wait is 9")
+
+
+class Delivered(PoolDelivery):
+    """A delivery that counts its calls back."""
+
+    def __init__(self, world: FakeWorld, pace: Pace, lanes: Lanes | None = None) -> None:
+        self.changes = self.outdated_calls = 0
+        super().__init__(
+            "llm",
+            world.sidecars,
+            lanes or Lanes(),
+            world.tasks,
+            self._count_change,
+            self._count_outdated,
+            lambda: world.now,
+            random.Random(3),
+            pace,
+        )
+
+    def _count_change(self) -> None:
+        self.changes += 1
+
+    def _count_outdated(self) -> None:
+        self.outdated_calls += 1
+
+    def generations(self) -> dict[str, int | None]:
+        return {ack.pod: ack.generation for ack in self.acks()}
+
+
+@asynccontextmanager
+async def delivering(
+    *names: str, pace: Pace = PATIENT, lanes: Lanes | None = None
+) -> AsyncIterator[tuple[FakeWorld, Delivered]]:
+    async with fake_world() as world:
+        delivery = Delivered(world, pace, lanes)
+        await delivery.follow([pod(name) for name in names])
+        yield world, delivery
+
+
+async def test_every_pod_gets_the_document_once() -> None:
+    async with delivering("a", "b") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1, "b": 1}, "all acknowledged")
+        delivery.aim(Document(1, "h", document(1)), 8001, "token")  # Equal: nothing to do.
+        await rest()
+        assert sorted(host for host, _ in world.sidecars.pushes) == ["a", "b"]
+        assert world.sidecars.tokens == {"token"}
+        assert delivery.settled
+        assert delivery.changes >= 2
+
+
+async def test_unreachable_pod_is_tried_until_it_answers() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.down = {"a"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: len(world.sidecars.pushes) > 5, "several tries")
+        assert delivery.acks()[0].error == "refused"
+        assert delivery.settled  # It was tried; waiting longer would not help status.
+        world.sidecars.down = set()
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        assert delivery.acks()[0].error == ""
+
+
+async def test_newer_document_replaces_one_that_never_arrived() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.down = {"a"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: world.sidecars.pushes, "a try")
+        delivery.aim(SECOND, 8001, "token")
+        world.sidecars.down = set()
+        await until(lambda: delivery.generations() == {"a": 2}, "the second document")
+        assert world.sidecars.running["a"] == Running(2, "g")
+
+
+async def test_pods_that_fail_take_no_slots_from_those_that_answer() -> None:
+    async with delivering("a", "b", lanes=Lanes(lane=1, slow_lane=1)) as (world, delivery):
+        world.sidecars.down = {"a", "b"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.settled, "a first try of both")
+        world.sidecars.hanging = {"a", "b"}
+        pushes = len(world.sidecars.pushes)
+        await until(lambda: len(world.sidecars.pushes) > pushes, "a try that hangs")
+        await delivery.follow([pod("a"), pod("b"), pod("c")])
+        delivery.aim(SECOND, 8001, "token")
+        await until(lambda: delivery.generations()["c"] == 2, "the pod that answers")
+
+
+async def test_pod_that_hangs_delays_only_itself() -> None:
+    async with delivering("a", "b") as (world, delivery):
+        world.sidecars.hanging = {"a"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": None, "b": 1}, "the other pod")
+        assert not delivery.settled
+
+
+async def test_rejected_document_is_not_pushed_again_but_orders_are() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.answers["a"] = [Rejected(422, "tenants.0.weight: must be positive")]
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.acks()[0].error, "the rejection")
+        delivery.order(ARMED)
+        await until(lambda: world.sidecars.orders, "the order")
+        await rest()
+        assert len(world.sidecars.pushes) == 1
+        assert "HTTP 422: tenants.0.weight" in delivery.acks()[0].error
+
+
+async def test_newer_generation_on_a_sidecar_is_reported() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.answers["a"] = [Newer(41, "x")]
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.outdated_calls, "the report")
+        assert delivery.highest_seen == 41
+        delivery.aim(Document(42, "h", document(42)), 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 42}, "the overtaking document")
+
+
+async def test_other_content_of_the_same_generation_counts_as_higher() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.answers["a"] = [Newer(1, "x")]
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.outdated_calls, "the report")
+        assert delivery.highest_seen == 2
+
+
+async def test_answer_with_another_generation_is_no_acknowledgement() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.answers["a"] = [Running(1, "something else")]
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the second try")
+        assert len(world.sidecars.pushes) == 2
+
+
+async def test_restarted_container_is_given_everything_anew() -> None:
+    async with delivering("a") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        delivery.order(ARMED)
+        await until(lambda: world.sidecars.orders, "the order")
+        world.sidecars.running.clear()
+        await delivery.follow([pod("a", incarnation="main:1")])
+        await until(lambda: len(world.sidecars.orders) == 2, "the order again")
+        assert [host for host, _ in world.sidecars.pushes] == ["a", "a"]
+        assert delivery.generations() == {"a": 1}
+
+
+async def test_pod_that_starts_anew_does_not_wait_for_the_call_that_hangs() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.hanging = {"a"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: world.sidecars.pushes, "the push that hangs")
+        await delivery.follow([pod("a", ip="b")])
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement from the new address")
+
+
+async def test_pod_that_becomes_ready_is_looked_at_at_once() -> None:
+    async with delivering() as (world, delivery):
+        await delivery.follow([pod("a", ready=False)])
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.running["a"] = Running(0, "")
+        await delivery.follow([pod("a", ready=True)])
+        await until(lambda: len(world.sidecars.pushes) == 2, "the second push")
+
+
+async def test_resync_catches_a_sidecar_that_lost_its_document() -> None:
+    async with delivering("a", pace=FAST) as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.running["a"] = Running(0, "")
+        await until(lambda: world.sidecars.running["a"] == Running(1, "h"), "the document again")
+        assert world.sidecars.looks
+
+
+async def test_generation_in_the_answer_to_an_order_tells_of_a_restart() -> None:
+    async with delivering("a") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.running["a"] = Running(0, "")
+        delivery.order(ARMED)
+        await until(lambda: world.sidecars.running["a"] == Running(1, "h"), "the document again")
+
+
+async def test_every_order_is_told_to_every_pod_and_new_pods_hear_the_last() -> None:
+    async with delivering("a") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        delivery.order(ARMED)
+        await until(lambda: len(world.sidecars.orders) == 1, "the first order")
+        delivery.order(OverloadOrder(True, 30.0, "queue-wait is 9"))  # Equal, but it renews the lease.
+        await until(lambda: len(world.sidecars.orders) == 2, "the renewal")
+        await delivery.follow([pod("a"), pod("b")])
+        await until(lambda: len(world.sidecars.orders) == 3, "the new pod's order")
+        assert world.sidecars.orders[-1] == ("b", True, 30.0, "queue-wait is 9")
+
+
+async def test_order_that_did_not_arrive_is_repeated() -> None:
+    async with delivering("a") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.down = {"a"}
+        delivery.order(ARMED)
+        await until(lambda: delivery.acks()[0].error == "refused", "the failure")
+        assert delivery.generations() == {"a": 1}  # What it acknowledged still holds.
+        world.sidecars.down = set()
+        await until(lambda: world.sidecars.orders, "the order")
+
+
+async def test_pods_that_go_are_let_go() -> None:
+    async with delivering("a", "b") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.settled, "the acknowledgements")
+        await delivery.follow([pod("b")])
+        assert delivery.generations() == {"b": 1}
+        await delivery.close()
+        delivery.aim(SECOND, 8001, "token")
+        await rest()
+        assert len(world.sidecars.pushes) == 2
+
+
+async def test_a_thousand_pods_are_not_called_at_once() -> None:
+    async with fake_world() as world:
+        most = 0
+
+        class Counting(FakeSidecars):
+            inside = 0
+
+            async def put_config(self, port: ControlPort, document_gz: bytes) -> Running:
+                nonlocal most
+                self.inside += 1
+                most = max(most, self.inside)
+                await asyncio.sleep(0)
+                self.inside -= 1
+                return Running(1, "h")
+
+        world.sidecars = Counting()
+        delivery = Delivered(world, PATIENT)
+        await delivery.follow([pod(f"p{number}") for number in range(1000)])
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: set(delivery.generations().values()) == {1}, "all acknowledged")
+        assert 1 < most <= 128
+
+
+async def test_unreachable_words_are_told_once_per_change() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.answers["a"] = [Unreachable("no answer in time")] * 5
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: len(world.sidecars.pushes) >= 4, "several tries")
+        assert delivery.changes == 1
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")

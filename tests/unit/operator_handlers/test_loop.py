@@ -1,0 +1,297 @@
+"""The loop in a world of fakes: from objects in the store to documents, Secrets, statuses and Events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from fairserve.config import SchedulerConfig, key_digest
+from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.sidecars import Newer
+from fairserve_operator.decide.resources import SERVING_POOL, TENANT
+from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
+from fairserve_operator.handlers.census import forget_vanished, require_custom_resources
+from fairserve_operator.handlers.loop import Loop, Timing
+from tests.unit.operator_handlers.world import FakeCluster, FakeWorld, fake_world, pod, resource, rest, until
+
+TIMING = Timing(
+    quiet_s=0.002, burst_s=0.05, settle_s=0.05, first_settle_s=0.1, first_retry_s=0.001, last_retry_s=0.002
+)
+POOL = {"selector": {"matchLabels": {"app": "vllm"}}}
+KEY = {"apiKey": {"secretRef": {"name": "team-a-key", "key": "api-key"}}}
+
+
+class Operated:
+    """A world with the loop in it, and two pods."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        self.world = world
+        self.loop = Loop(world.world, ("ns",), TIMING)
+        self._version = 0
+
+    def put(self, kind: str, name: str, spec: dict[str, Any], generation: int = 1) -> None:
+        self._version += 1
+        self.world.store.put(resource(kind, name, spec, generation), self._version, {})
+        self.loop.mark("ns")
+
+    def put_secret(self, name: str, **values: bytes) -> None:
+        self._version += 1
+        self.world.store.put_secret(
+            "ns", name, self._version, {key.replace("_", "-"): value for key, value in values.items()}
+        )
+        self.loop.mark("ns")
+
+    def boot(self) -> SchedulerConfig:
+        data = self.world.cluster.secrets["ns", "fairserve-llm"]["data"]
+        return SchedulerConfig.from_bytes(gzip.decompress(base64.b64decode(data["config.json.gz"])))
+
+    def running(self) -> set[int]:
+        return {running.generation for running in self.world.sidecars.running.values()}
+
+    def condition(self, name: str, type_: str) -> dict[str, Any]:
+        """The last one published."""
+        for _, who, status in reversed(self.world.cluster.statuses):
+            if who == name:
+                return dict(next((each for each in status["conditions"] if each["type"] == type_), {}))
+        return {}
+
+    async def until_condition(self, name: str, type_: str, status: str) -> dict[str, Any]:
+        await until(
+            lambda: self.condition(name, type_).get("status") == status, f"{type_}={status} of {name}"
+        )
+        return self.condition(name, type_)
+
+
+@asynccontextmanager
+async def operating(overload: dict[str, Any] | None = None) -> AsyncIterator[Operated]:
+    async with fake_world() as world:
+        operated = Operated(world)
+        for name in ("a", "b"):
+            world.store.put_pod(pod(name), 1)
+        operated.put_secret("team-a-key", api_key=b"key of team a\n")
+        operated.put(SERVING_POOL, "llm", POOL | ({"overload": overload} if overload else {}))
+        operated.put(TENANT, "team-a", {"weight": 3, "identity": [KEY]})
+        await operated.loop.start()
+        yield operated
+
+
+async def test_objects_become_a_document_a_secret_and_statuses() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        await operated.until_condition("llm", "Programmed", "True")
+        config = operated.boot()
+        assert operated.running() == {config.generation} == {1}
+        assert [(tenant.name, tenant.weight) for tenant in config.tenants] == [("team-a", 3)]
+        digest = key_digest(config.identity.salt, "key of team a")  # Without the line end.
+        assert config.identity.api_keys[0].digest == digest
+
+
+async def test_a_burst_of_changes_compiles_once_or_twice() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        for number in range(200):
+            operated.put(TENANT, f"t{number}", {"weight": 1})
+        await operated.until_condition("t199", "Programmed", "True")
+        assert operated.boot().generation <= 4
+
+
+async def test_nothing_happens_before_everybody_was_seen() -> None:
+    async with fake_world() as world:
+        operated = Operated(world)
+        world.cluster.people[TENANT] = {("ns", "team-a"): "7"}
+        operated.put(SERVING_POOL, "llm", POOL)
+        await operated.loop.start()
+        await rest()
+        assert world.cluster.secrets == {}
+        operated.put(TENANT, "team-a", {"weight": 3})
+        await operated.until_condition("team-a", "Accepted", "True")
+        assert operated.boot().generation == 1
+
+
+async def test_unchanged_objects_are_never_published_twice() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        written = len(operated.world.cluster.statuses)
+        for _ in range(5):
+            operated.loop.mark("ns")
+            await rest()
+        operated.put(TENANT, "team-b", {"weight": 1})
+        await operated.until_condition("team-b", "Programmed", "True")
+        assert {name for _, name, _ in operated.world.cluster.statuses[written:]} == {"team-b", "llm"}
+
+
+async def test_refused_pool_goes_on_with_its_last_document() -> None:
+    async with operating() as operated:
+        await operated.until_condition("llm", "Programmed", "True")
+        operated.put(SERVING_POOL, "llm", {"selector": {}, "nonsense": 1}, generation=2)
+        refused = await operated.until_condition("llm", "Accepted", "False")
+        assert "nonsense" in refused["message"]
+        operated.world.store.put_pod(pod("c"), 9)
+        operated.loop.mark("ns")
+        await until(lambda: "c" in operated.world.sidecars.running, "the new pod's document")
+        assert operated.running() == {1}
+
+
+async def test_api_server_that_fails_is_tried_again() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        operated.world.cluster.broken = ApiServerError("Secret", 500, "etcd is away")
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        calls = operated.world.cluster.calls
+        await until(lambda: operated.world.cluster.calls > calls + 3, "several tries")
+        assert operated.running() == {1}  # No sidecar sees a generation that is not stored.
+        operated.world.cluster.broken = None
+        await until(lambda: operated.running() == {2}, "the changed document")
+
+
+async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> None:
+    async with operating() as operated:
+        await operated.until_condition("llm", "Programmed", "True")
+        before = operated.boot()
+        operated.world.cluster.conflicts = 2
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        await until(lambda: operated.running() == {2}, "the changed document")
+        assert operated.boot().identity.salt == before.identity.salt
+
+
+async def test_existing_boot_secret_is_adopted_and_not_rewritten() -> None:
+    async with operating() as first:
+        await first.until_condition("llm", "Programmed", "True")
+        held, token = dict(first.world.cluster.secrets), first.world.sidecars.tokens
+    async with fake_world() as world:
+        world.cluster.secrets = held
+        again = Operated(world)
+        world.store.put_pod(pod("a"), 1)
+        again.put_secret("team-a-key", api_key=b"key of team a")
+        again.put(SERVING_POOL, "llm", POOL)
+        again.put(TENANT, "team-a", {"weight": 3, "identity": [KEY]})
+        await again.loop.start()
+        await again.until_condition("llm", "Programmed", "True")
+        assert world.cluster.secrets == held
+        assert world.sidecars.tokens == token
+        assert again.running() == {1}
+
+
+async def test_secret_of_somebody_else_is_left_alone() -> None:
+    async with fake_world() as world:
+        operated = Operated(world)
+        foreign = {
+            "metadata": {"name": "fairserve-llm", "resourceVersion": "3"},
+            "data": {"password": "eA=="},
+        }
+        world.cluster.secrets["ns", "fairserve-llm"] = foreign
+        operated.put(SERVING_POOL, "llm", POOL)
+        await operated.loop.start()
+        calls = world.cluster.calls
+        await until(lambda: world.cluster.calls > calls + 10, "several tries")
+        assert world.cluster.secrets["ns", "fairserve-llm"] == foreign
+
+
+async def test_edited_boot_secret_is_put_right() -> None:
+    async with operating() as operated:
+        await operated.until_condition("llm", "Programmed", "True")
+        before = operated.boot()
+        secret = operated.world.cluster.secrets["ns", "fairserve-llm"]
+        secret["data"] = {**secret["data"], "config.json.gz": "Z2FyYmFnZQ=="}
+        secret["metadata"]["resourceVersion"] = "500"
+        operated.world.store.put_secret("ns", "fairserve-llm", 500, {})
+        operated.loop.mark("ns")
+        await until(
+            lambda: (
+                operated.world.cluster.secrets["ns", "fairserve-llm"]["data"]["config.json.gz"]
+                != "Z2FyYmFnZQ=="
+            ),
+            "the repaired Secret",
+        )
+        assert operated.boot() == before
+
+
+async def test_sidecar_with_a_newer_generation_is_overtaken() -> None:
+    async with operating() as operated:
+        operated.world.sidecars.answers["a"] = [Newer(41, "x")]
+        await until(lambda: operated.running() == {42}, "a generation above the sidecar's")
+        assert operated.boot().generation == 42
+
+
+async def test_namespace_without_a_pool_still_tells_its_tenants() -> None:
+    async with fake_world() as world:
+        operated = Operated(world)
+        operated.put(TENANT, "team-a", {"weight": -1})
+        await operated.loop.start()
+        told = await operated.until_condition("team-a", "Accepted", "False")
+        assert "weight" in told["message"]
+
+
+async def test_overload_is_told_recorded_and_published() -> None:
+    signal = {"name": "busy", "query": "up", "threshold": 3, "for": "0s"}
+    overload = {
+        "prometheus": {"url": "http://p"},
+        "signals": [signal],
+        "evaluationInterval": "10ms",
+        "staleAfter": "60s",
+    }
+    async with operating(overload) as operated:
+        await operated.until_condition("llm", "Overloaded", "False")
+        operated.world.metrics.reading = Reading(4.5)
+        up = await operated.until_condition("llm", "Overloaded", "True")
+        assert "busy is 4.5" in up["message"]
+        await until(lambda: operated.world.cluster.events, "the Event")
+        assert operated.world.cluster.events[0]["reason"] == "Overloaded"
+        await until(
+            lambda: {host for host, armed, *_ in operated.world.sidecars.orders if armed} == {"a", "b"},
+            "the orders",
+        )
+        url, promql, timeout_s = operated.world.metrics.queries[-1]
+        assert (url, promql) == ("http://p", "up")
+        assert timeout_s <= 5
+        assert len(operated.world.cluster.events) == 1
+
+        assert "evaluate llm" in {task.get_name() for task in asyncio.all_tasks()}
+        operated.put(SERVING_POOL, "llm", POOL | {"overload": {**overload, "prometheus": None}}, generation=2)
+        await operated.until_condition("llm", "Overloaded", "Unknown")
+        assert "evaluate llm" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_deleted_pool_is_no_longer_delivered() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        operated.world.store.remove(SERVING_POOL, "ns", "llm")
+        operated.loop.mark("ns")
+        told = await operated.until_condition("team-a", "Programmed", "False")
+        assert "no ServingPool" in told["message"]
+        pushes = len(operated.world.sidecars.pushes)
+        operated.world.store.put_pod(pod("c"), 9)
+        operated.loop.mark("ns")
+        await rest()
+        assert len(operated.world.sidecars.pushes) == pushes
+
+
+async def test_who_vanished_unseen_is_forgotten() -> None:
+    async with fake_world() as world:
+        world.store.put(resource(TENANT, "gone", {}), 5, {})
+        world.store.put(resource(TENANT, "here", {}), 5, {})
+        world.cluster.people[TENANT] = {("ns", "here"): "5"}
+        assert await forget_vanished(world.store, world.cluster, ("ns",)) == {"ns"}
+        assert [each.key.name for each in world.store.objects("ns", TENANT)] == ["here"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [
+        (NotFoundError("list of tenants", 404, "page not found"), "apply crds/"),
+        (ApiServerError("list of tenants", 403, "tenants is forbidden"), "forbidden"),
+    ],
+)
+async def test_cluster_that_is_not_prepared_ends_the_operator_with_words(
+    problem: ApiServerError, words: str
+) -> None:
+    cluster = FakeCluster()
+    cluster.broken = problem
+    with pytest.raises(SetupError, match=words):
+        await require_custom_resources(cluster, ("ns",))

@@ -1,0 +1,226 @@
+"""The world as the handlers see it, in memory: an API server, sidecars and a Prometheus that do as told."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fairserve_operator.clients.kubernetes_client import Census, Written
+from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.sidecars import (
+    ControlPort,
+    Newer,
+    OverloadTaken,
+    Rejected,
+    Running,
+    Unreachable,
+)
+from fairserve_operator.decide.resources import ObjectKey, Resource
+from fairserve_operator.errors import ApiServerError, ConflictError
+from fairserve_operator.handlers.delivery import Lanes, Pace
+from fairserve_operator.handlers.pools import World
+from fairserve_operator.handlers.store import Pod, Store
+from fairserve_operator.handlers.tasks import Tasks
+
+#: So fast that a test sees many tries, so slow that it sees each of them.
+FAST = Pace(first_retry_s=0.001, last_retry_s=0.004, resync_s=0.01)
+PATIENT = Pace(first_retry_s=0.001, last_retry_s=0.004, resync_s=3600.0)
+
+
+class FakeCluster:
+    """An API server with Secrets, statuses and Events. `broken` makes every call fail."""
+
+    def __init__(self) -> None:
+        self.secrets: dict[tuple[str, str], dict[str, Any]] = {}
+        self.statuses: list[tuple[str, str, Mapping[str, Any]]] = []
+        self.events: list[Mapping[str, Any]] = []
+        self.broken: ApiServerError | None = None
+        self.calls = 0
+        self.conflicts = 0  #: how many of the next Secret writes meet somebody else's
+        self.people: dict[str, dict[tuple[str, str], str]] = {}
+        self._versions = itertools.count(100)
+
+    async def read_secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        self._check()
+        return self.secrets.get((namespace, name))
+
+    async def write_secret(self, manifest: Mapping[str, Any]) -> Written:
+        self._check()
+        metadata = manifest["metadata"]
+        where = metadata["namespace"], metadata["name"]
+        held = self.secrets.get(where, {}).get("metadata", {}).get("resourceVersion")
+        if self.conflicts or held != metadata.get("resourceVersion"):
+            self.conflicts = max(0, self.conflicts - 1)
+            raise ConflictError(f"Secret {where}", 409, "it changed")
+        version = str(next(self._versions))
+        self.secrets[where] = {**manifest, "metadata": {**metadata, "resourceVersion": version}}
+        return Written(version, self.secrets[where])
+
+    async def apply_status(self, manifest: Mapping[str, Any], field_manager: str) -> Written:
+        self._check()
+        assert field_manager == "fairserve-operator"
+        self.statuses.append((manifest["kind"], manifest["metadata"]["name"], manifest["status"]))
+        version = str(next(self._versions))
+        return Written(
+            version, {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
+        )
+
+    async def create_event(self, manifest: Mapping[str, Any]) -> None:
+        self._check()
+        self.events.append(manifest)
+
+    async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
+        self._check()
+        return Census("1000", dict(self.people.get(kind, {})))
+
+    def _check(self) -> None:
+        self.calls += 1
+        if self.broken is not None:
+            raise self.broken
+
+
+class FakeSidecars:
+    """Sidecars by host. `answers` scripts what PUT /config brings; without a script they acknowledge."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Running] = {}
+        self.answers: dict[str, list[Newer | Rejected | Unreachable | Running]] = {}
+        self.hanging: set[str] = set()
+        self.down: set[str] = set()
+        self.pushes: list[tuple[str, bytes]] = []
+        self.looks: list[str] = []
+        self.orders: list[tuple[str, bool, float, str]] = []
+        self.tokens: set[str] = set()
+
+    async def put_config(
+        self, port: ControlPort, document_gz: bytes
+    ) -> Running | Newer | Rejected | Unreachable:
+        self.tokens.add(port.token)
+        self.pushes.append((port.host, document_gz))
+        if port.host in self.hanging:
+            await asyncio.Event().wait()
+        if port.host in self.down:
+            return Unreachable("refused")
+        if script := self.answers.get(port.host):
+            return script.pop(0)
+        generation, content_hash = _described(document_gz)
+        self.running[port.host] = Running(generation, content_hash)
+        return self.running[port.host]
+
+    async def put_overload(
+        self, port: ControlPort, armed: bool, lease_s: float, reason: str
+    ) -> OverloadTaken | Rejected | Unreachable:
+        if port.host in self.down:
+            return Unreachable("refused")
+        self.orders.append((port.host, armed, lease_s, reason))
+        running = self.running.get(port.host)
+        return OverloadTaken(armed, running.generation if running else 0)
+
+    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
+        self.looks.append(port.host)
+        if port.host in self.down:
+            return Unreachable("refused")
+        return self.running.get(port.host, Running(0, ""))
+
+
+class FakeMetrics:
+    """A Prometheus whose every query gives `reading`."""
+
+    def __init__(self) -> None:
+        self.reading = Reading(0.0)
+        self.queries: list[tuple[str, str, float]] = []
+
+    async def query(self, url: str, promql: str, timeout_s: float) -> Reading:
+        self.queries.append((url, promql, timeout_s))
+        return self.reading
+
+
+class FakeWorld:
+    """All of it, with what died in `deaths`."""
+
+    def __init__(self, pace: Pace = PATIENT) -> None:
+        self.store = Store()
+        self.cluster = FakeCluster()
+        self.sidecars = FakeSidecars()
+        self.metrics = FakeMetrics()
+        self.deaths: list[BaseException] = []
+        self.now = 1_000_000.0
+        self.tasks = Tasks(self.deaths.append)
+        self.world = World(
+            self.store,
+            self.cluster,
+            self.sidecars,
+            self.metrics,
+            Lanes(),
+            self.tasks,
+            lambda: self.now,
+            random.Random(7),
+            pace,
+        )
+
+
+@asynccontextmanager
+async def fake_world(pace: Pace = PATIENT) -> AsyncIterator[FakeWorld]:
+    """Make a world; no task may die in it, and none outlives it."""
+    made = FakeWorld(pace)
+    try:
+        yield made
+    finally:
+        await made.tasks.cancel()
+    assert made.deaths == []
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Let the other tasks run until the condition holds."""
+    try:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 (it polls anything)
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        raise AssertionError(f"never came: {what}") from None
+
+
+async def rest() -> None:
+    """Let the other tasks run as far as they get by themselves."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def pod(name: str, **changes: Any) -> Pod:
+    """Make a pod that runs; its address is its name."""
+    fields = {
+        "namespace": "ns",
+        "uid": f"uid of {name}",
+        "ip": name,
+        "labels": {"app": "vllm"},
+        "running": True,
+        "ready": True,
+        "incarnation": "main:0",
+    }
+    return Pod(name=name, **{**fields, **changes})
+
+
+def resource(kind: str, name: str, spec: Mapping[str, Any], generation: int = 1) -> Resource:
+    """Make an object."""
+    return Resource(ObjectKey(kind, "ns", name), f"uid of {name}", generation, "2026-01-01T00:00:00Z", spec)
+
+
+def document(generation: int, content_hash: str = "h") -> bytes:
+    """Make what the fake sidecars understand as a document."""
+    return f"{generation} {content_hash}".encode()
+
+
+def _described(document_gz: bytes) -> tuple[int, str]:
+    if document_gz[:2] == b"\x1f\x8b":
+        import gzip
+
+        from fairserve.config import SchedulerConfig
+
+        config = SchedulerConfig.from_bytes(gzip.decompress(document_gz))
+        return config.generation, config.content_hash
+    generation, content_hash = document_gz.decode().split()
+    return int(generation), content_hash
