@@ -29,7 +29,7 @@ def running_emulator(folder: Path, *options: str) -> Iterator[tuple[Process, str
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", "fairserve.cli", "emulator", "--listen", address, *options]
     with Process("emulator", command, folder / "emulator.log", env=ENV) as process:
-        process.wait_until(lambda: Client(f"http://{address}").answers("/health"), 30, "health")
+        process.wait_until(lambda: Client(f"http://{address}").answers("/health"), 60, "health")
         yield process, f"http://{address}"
 
 

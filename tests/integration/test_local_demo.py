@@ -18,7 +18,7 @@ def run_demo(tmp_path: Path, folder: Path) -> str:
     arguments = [sys.executable, "-m", "fairserve.cli", "demo", "-f", str(folder), "--seconds", "30"]
     process = Process("demo", arguments, tmp_path / "demo.log", env=ENV).start()
     try:
-        poll(lambda: not process.alive, 150, "the end of the demo")
+        poll(lambda: not process.alive, 300, "the end of the demo")
     finally:
         process.stop()
     return process.log.read_text()

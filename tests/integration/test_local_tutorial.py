@@ -52,7 +52,7 @@ def test_the_first_tutorial(tmp_path):
                 script = ["bash", "-c", f"{setup}exec {text}"]
                 background = Process("up", script, tmp_path / "up.log", env=environment, cwd=tmp_path).start()
                 background.wait_until(
-                    lambda: "Ctrl-C stops" in (tmp_path / "up.log").read_text(), 30, "the start"
+                    lambda: "Ctrl-C stops" in (tmp_path / "up.log").read_text(), 60, "the start"
                 )
             elif kind == "bash":
                 run = subprocess.run(
@@ -61,7 +61,7 @@ def test_the_first_tutorial(tmp_path):
                     env=os.environ | environment,
                     capture_output=True,
                     text=True,
-                    timeout=60,
+                    timeout=120,
                 )
                 assert run.returncode == 0, f"{text}\n{run.stdout}\n{run.stderr}"
                 said = run.stdout
@@ -73,7 +73,7 @@ def test_the_first_tutorial(tmp_path):
                 def appears(expected: str = expected, said: str = said) -> bool:
                     return shows(said, expected) or shows((tmp_path / "up.log").read_text(), expected)
 
-                poll(appears, 15, f"the output {expected!r} after {said!r}")
+                poll(appears, 60, f"the output {expected!r} after {said!r}")
     finally:
         if background is not None:
             background.stop()

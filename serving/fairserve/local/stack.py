@@ -31,7 +31,7 @@ from fairserve.local.manifests import SUFFIXES
 from fairserve.local.overload_watch import OverloadWatch
 from fairserve_operator.decide.generations import next_generation
 
-_READY_TIMEOUT_S = 30.0
+_READY_TIMEOUT_S = 60.0
 #: Running calls may go on this long after Ctrl-C, and the processes a little longer.
 _STREAM_GRACE_S = 2.0
 _STOP_GRACE_S = 5.0

@@ -73,6 +73,7 @@ def directions(stack: Stack) -> list[str]:
         f"-H 'Content-Type: application/json' -d '{body}'",
         f"  state      {control}",
         f"  metrics    curl {sidecar.data_url}/metrics",
+        f"  overload   {_signals(stack)}, evaluated every {stack.overload.plan.interval_s:g} s",
         "  Edit the folder to change weights and limits while it runs. Ctrl-C stops everything.",
         "",
     ]
@@ -87,6 +88,15 @@ def _keys(stack: Stack) -> list[str]:
                 where = f"{SECRET} {reference['name']}, key {reference['key']}"
                 lines.append(f"  KEY of {tenant.key.name}: {where}")
     return lines
+
+
+def _signals(stack: Stack) -> str:
+    """Each overload signal with where it is read from here."""
+    plan = stack.overload.plan
+    return ", ".join(
+        f"{name} (from these metrics)" if name in plan.builtins else f"{name} (query)"
+        for name in plan.queries
+    )
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
