@@ -110,7 +110,7 @@ _PYTHONPATH = {"PYTHONPATH": f"{cache.REPOSITORY / 'serving'}:{cache.REPOSITORY 
 
 
 class Stack:
-    """The operator, its namespace, and any number of sidecars: processes and objects gone after the context."""
+    """The operator, its namespace and any number of sidecars; all of it is gone after the context."""
 
     def __init__(
         self,
