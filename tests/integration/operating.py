@@ -6,8 +6,10 @@ import base64
 import itertools
 import json
 import sys
+import urllib.error
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,6 +151,14 @@ class Place:
     def boot_secret(self, pool: str = "llm") -> dict[str, Any]:
         """The Secret that a pool's pods boot from; raises HTTPError (an OSError) while there is none."""
         return self.get("secrets", f"fairserve-{pool}")
+
+    def gone(self, kind: str, name: str) -> bool:
+        """Whether there is no such object."""
+        try:
+            self.get(kind, name)
+        except urllib.error.HTTPError as error:
+            return error.code == HTTPStatus.NOT_FOUND
+        return False
 
     def control_token(self, pool: str = "llm") -> str:
         """What the boot Secret gives as the control token."""

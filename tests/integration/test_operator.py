@@ -223,6 +223,8 @@ def test_pool_that_is_gone_is_missed(served: Place) -> None:
     served.delete("servingpools", "llm")
     missed = served.until_condition("tenants", "team-a", "Programmed", "False")
     assert "no ServingPool" in missed["message"]
+    # The garbage collector removes the Secret with its pool; a pool made anew must know its Pods' token.
+    until(lambda: served.gone("secrets", "fairserve-llm"), "the Secret to be collected")
     served.apply(two_teams())
     served.until_condition("tenants", "team-a", "Programmed", "True")
     assert sidecar.generation == served.get("servingpools", "llm")["status"]["generation"]

@@ -41,6 +41,10 @@ class Boot:
     version: int | None = None  #: of the Secret; None: there is none, or it should be read again
     intact: bool = False  #: whether the Secret holds all of this and belongs to this very pool
 
+    def unread(self) -> Boot:
+        """The same, to be read again before it is believed."""
+        return replace(self, version=None)
+
 
 class BootSecrets:
     """The boot Secrets of one API server. Its methods raise ApiServerError."""

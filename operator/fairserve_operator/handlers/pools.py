@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fairserve.config import SchedulerConfig, key_digest
@@ -70,7 +70,12 @@ class Pool:
     """
 
     def __init__(
-        self, resource: Resource, world: World, changed: Callable[[], None], outdated: Callable[[], None]
+        self,
+        resource: Resource,
+        world: World,
+        changed: Callable[[], None],
+        outdated: Callable[[], None],
+        boot: Boot | None = None,
     ) -> None:
         self.resource = resource
         self.compiled: Compiled | None = None
@@ -88,7 +93,7 @@ class Pool:
         self._world = world
         self._changed = changed
         self._boots = BootSecrets(world.store, world.cluster)
-        self._boot: Boot | None = None
+        self._boot = boot
         self._candidate: Compiled | None = None
         self._candidate_of: tuple[int, str] | None = None  #: the store's revision, and the salt
         self._entries: dict[ObjectKey, Entry] = {}
@@ -107,7 +112,7 @@ class Pool:
             )
         except ConflictError as problem:
             _log.info("%s", problem)
-            self._boot = self._boot and replace(self._boot, version=None)
+            self._boot = self._boot and self._boot.unread()
             return False
         except (ApiServerError, ForeignSecretError) as problem:
             _log.warning("ServingPool %s/%s: %s", resource.key.namespace, resource.key.name, problem)
@@ -133,6 +138,11 @@ class Pool:
             return None
         entry = self._entries.get(key)
         return entry.generation if entry and entry.part == part else self._generation + 1
+
+    @property
+    def boot(self) -> Boot | None:
+        """What its Secret holds, as last read or written."""
+        return self._boot
 
     @property
     def settled(self) -> bool:

@@ -10,6 +10,7 @@ from fairserve_operator.decide.compilation import examine, secret_refs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
 from fairserve_operator.decide.status import Delivery, application_status, tenant_status
+from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.pools import Gathered, Pool, World, digests
 
 #: For a namespace without pools, where digests only show whether keys differ.
@@ -30,6 +31,9 @@ class Namespace:
         self._changed = changed
         self._outdated = outdated
         self._pools: dict[ObjectKey, Pool] = {}
+        #: Of pools that are gone. One that is made anew under the name finds its Secret collected as garbage,
+        #: while its Pods still know the old token.
+        self._boots: dict[ObjectKey, Boot] = {}
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
 
@@ -38,7 +42,7 @@ class Namespace:
         gathered = self._gather()
         pools = [await self._pool(resource) for resource in gathered.pools]
         for gone in self._pools.keys() - {resource.key for resource in gathered.pools}:
-            await self._pools.pop(gone).close()
+            await self._close(self._pools.pop(gone))
         done = await asyncio.gather(
             *(
                 pool.reconcile(resource, gathered)
@@ -96,11 +100,18 @@ class Namespace:
     async def _pool(self, resource: Resource) -> Pool:
         pool = self._pools.get(resource.key)
         if pool is not None and pool.resource.uid != resource.uid:
-            await pool.close()  # Deleted and made anew under the same name.
+            await self._close(pool)  # Deleted and made anew under the same name.
             pool = None
         if pool is None:
-            pool = self._pools[resource.key] = Pool(resource, self._world, self._changed, self._outdated)
+            boot = self._boots.pop(resource.key, None)
+            pool = Pool(resource, self._world, self._changed, self._outdated, boot)
+            self._pools[resource.key] = pool
         return pool
+
+    async def _close(self, pool: Pool) -> None:
+        await pool.close()
+        if pool.boot is not None:
+            self._boots[pool.resource.key] = pool.boot.unread()
 
     def _examined(self, gathered: Gathered) -> Mapping[ObjectKey, tuple[Condition, ...]]:
         for pool in self._pools.values():
