@@ -3,11 +3,14 @@
 import asyncio
 import json
 import time
+from typing import get_args
 
 import openai
 import pytest
 
 from fairserve.local.load import ClientClass
+from fairserve_operator.api.v1alpha1 import Builtin
+from fairserve_operator.decide.signals import builtin_query
 from tests.e2e.conftest import KEYS, backlog
 from tests.parts.process import poll
 from tests.parts.vllm import MODEL
@@ -86,12 +89,19 @@ async def test_overload_arms_refuses_the_right_calls_and_disarms(pool, run_load)
     retried = []
 
     async def story(load):
-        # Before overload nobody is refused whatever the rate: the flood is far above 5 in 15 s.
         assert armed(stack) == [False, False]
         started = time.monotonic()
+        # Before overload nobody is refused whatever the rate: the flood is far above 5 in 15 s.
+        await wait_for(lambda: len(load.records) > 60, 30.0, "the flood to be above its limit")
+        while not any(armed(stack)):
+            assert not any(record.refused for record in load.records)
+            await asyncio.sleep(0.1)
         condition = await asyncio.to_thread(stack.wait_condition, "servingpools", "llm", "Overloaded", "True")
         print(f"overloaded {time.monotonic() - started:.1f} s after the flood began: {condition['message']}")
         await wait_for(lambda: all(armed(stack)), 10.0, "OIT armed in every sidecar")
+        for builtin in get_args(Builtin):
+            query = builtin_query(builtin, stack.namespace, stack.pool)
+            assert len(stack.prometheus.query(query)) == 1, f"{builtin} is one number"
         await wait_for(lambda: any(r.refused for r in load.records), 30.0, "a refusal")
         refused = next(record for record in load.records if record.refused)
         assert refused.user == "flooder"
