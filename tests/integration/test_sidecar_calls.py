@@ -22,18 +22,6 @@ from tests.integration.sidecars import (
 )
 
 
-@pytest.fixture
-async def engine():
-    async with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def sidecar(tmp_path, engine):
-    async with running_sidecar(tmp_path, engine, document()) as sidecar:
-        yield sidecar
-
-
 async def test_answer_equals_the_engines(engine, sidecar):
     body = b'{ "model":"m",\n "messages":[], "max_tokens": 5}'
     direct = await ask(engine.port, KEY_A, body)

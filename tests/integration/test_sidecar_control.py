@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.fakes.engine import FakeEngine, Reply, Seen, answer_at_once
+from tests.fakes.engine import Reply, Seen, answer_at_once
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
@@ -20,18 +20,6 @@ from tests.integration.sidecars import (
     metric,
     running_sidecar,
 )
-
-
-@pytest.fixture
-async def engine():
-    async with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-async def sidecar(tmp_path, engine):
-    async with running_sidecar(tmp_path, engine, document()) as sidecar:
-        yield sidecar
 
 
 async def overload(sidecar, armed: bool, lease_s: float = 60.0) -> dict:
