@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -237,7 +238,15 @@ def sidecar(
 
 def main() -> None:
     """Entry point of the installed command."""
-    app()
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("fairserve", "fairserve_operator"):
+            raise
+        sys.exit(
+            f"fairserve: this command needs {error.name}, which is not installed: "
+            "pip install 'fairserve[local]' (or 'fairserve[sidecar]' for the sidecar alone)"
+        )
 
 
 if __name__ == "__main__":
