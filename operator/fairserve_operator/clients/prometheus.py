@@ -66,7 +66,8 @@ class PrometheusClient:
         connection = self._connections.get(url)
         if connection is None:
             # The library's default retries add up to tens of seconds; here the next evaluation is the retry.
-            connection = PrometheusConnect(url=url, retry=Retry(total=0))
+            # read=False: a late answer is a time-out, not the end of retries.
+            connection = PrometheusConnect(url=url, retry=Retry(total=0, read=False))
             self._connections[url] = connection
         return connection
 

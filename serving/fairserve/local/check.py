@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fairserve.local.compilation import FolderError, compile_folder
 from fairserve.local.manifests import Problem, read_folder
@@ -25,7 +25,10 @@ def check(folder: Path, pool: str | None, console: Console) -> int:
         return 1
     objects = Objects()
     objects.apply(reading)
-    table = Table("Object", "Where", "Condition", "Why", title=str(folder), title_justify="left")
+    # Folded and not cut: a path is read, or pasted, whole.
+    columns = [Column(name, overflow="fold") for name in ("Object", "Where", "Condition", "Why")]
+    columns[-1].ratio = 1
+    table = Table(*columns, title=str(folder), title_justify="left", expand=True)
     refused = bool(reading.problems)
     for problem in reading.problems:
         table.add_row(problem.subject or "?", _where(problem), "[red]refused", problem.message)

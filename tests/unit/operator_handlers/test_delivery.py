@@ -151,10 +151,12 @@ async def test_other_content_of_the_same_generation_counts_as_higher() -> None:
 
 async def test_answer_with_another_generation_is_no_acknowledgement() -> None:
     async with delivering("a") as (world, delivery):
-        world.sidecars.answers["a"] = [Running(1, "something else")]
+        world.sidecars.answers["a"] = [Running(1, "something else")] * 3
         delivery.aim(FIRST, 8001, "token")
-        await until(lambda: delivery.generations() == {"a": 1}, "the second try")
-        assert len(world.sidecars.pushes) == 2
+        await until(lambda: "something el" in delivery.acks()[0].error, "the complaint")
+        assert delivery.generations() == {"a": None}
+        await until(lambda: delivery.generations() == {"a": 1}, "the fourth try")
+        assert len(world.sidecars.pushes) == 4
 
 
 async def test_restarted_container_is_given_everything_anew() -> None:
@@ -204,6 +206,7 @@ async def test_generation_in_the_answer_to_an_order_tells_of_a_restart() -> None
         world.sidecars.running["a"] = Running(0, "")
         delivery.order(ARMED)
         await until(lambda: world.sidecars.running["a"] == Running(1, "h"), "the document again")
+        await until(lambda: len(world.sidecars.orders) == 2, "the order again, which the restart has lost")
 
 
 async def test_every_order_is_told_to_every_pod_and_new_pods_hear_the_last() -> None:

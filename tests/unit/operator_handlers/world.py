@@ -52,9 +52,11 @@ class FakeCluster:
         self._check()
         metadata = manifest["metadata"]
         where = metadata["namespace"], metadata["name"]
+        if self.conflicts:
+            self.conflicts -= 1
+            self.secrets[where]["metadata"]["resourceVersion"] = str(next(self._versions))
         held = self.secrets.get(where, {}).get("metadata", {}).get("resourceVersion")
-        if self.conflicts or held != metadata.get("resourceVersion"):
-            self.conflicts = max(0, self.conflicts - 1)
+        if held != metadata.get("resourceVersion"):
             raise ConflictError(f"Secret {where}", 409, "it changed")
         version = str(next(self._versions))
         self.secrets[where] = {**manifest, "metadata": {**metadata, "resourceVersion": version}}
