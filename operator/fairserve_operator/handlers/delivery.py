@@ -253,7 +253,7 @@ class PoolDelivery:
 
     def _acknowledge(self, link: _Link, running: Running) -> None:
         link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False
-        pass  # A sidecar that had no configuration knows no overload state either.
+        link.told = None  # A sidecar that had no configuration knows no overload state either.
         self._reached(link)
         self._changed()
 
