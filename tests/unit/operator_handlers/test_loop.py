@@ -170,10 +170,25 @@ async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> 
     async with operating() as operated:
         await operated.until_condition("llm", "Programmed", "True")
         before = operated.boot()
+        version = int(operated.world.cluster.secrets["ns", "fairserve-llm"]["metadata"]["resourceVersion"])
+        operated.world.store.put_secret(
+            "ns", "fairserve-llm", version, {}
+        )  # The watch lags behind the others.
         operated.world.cluster.conflicts = 2
         operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
         await until(lambda: operated.running() == {2}, "the changed document")
         assert operated.boot().identity.salt == before.identity.salt
+
+
+async def test_document_that_is_not_stored_counts_as_programmed_nowhere() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        operated.world.cluster.conflicts = 1_000_000
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        await operated.until_condition("team-a", "Programmed", "False")
+        operated.world.cluster.conflicts = 0
+        done = await operated.until_condition("team-a", "Programmed", "True")
+        assert done["observedGeneration"] == 2
 
 
 async def test_existing_boot_secret_is_adopted_and_not_rewritten() -> None:
@@ -189,7 +204,7 @@ async def test_existing_boot_secret_is_adopted_and_not_rewritten() -> None:
         again.put(TENANT, "team-a", {"weight": 3, "identity": [KEY]})
         await again.loop.start()
         await again.until_condition("llm", "Programmed", "True")
-        assert world.cluster.secrets == held
+        assert world.cluster.writes == 0
         assert world.sidecars.tokens == token
         assert again.running() == {1}
 

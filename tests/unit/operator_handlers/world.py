@@ -40,6 +40,7 @@ class FakeCluster:
         self.events: list[Mapping[str, Any]] = []
         self.broken: ApiServerError | None = None
         self.calls = 0
+        self.writes = 0  #: of Secrets, whatever came of them
         self.conflicts = 0  #: how many of the next Secret writes meet somebody else's
         self.people: dict[str, dict[tuple[str, str], str]] = {}
         self._versions = itertools.count(100)
@@ -50,6 +51,7 @@ class FakeCluster:
 
     async def write_secret(self, manifest: Mapping[str, Any]) -> Written:
         self._check()
+        self.writes += 1
         metadata = manifest["metadata"]
         where = metadata["namespace"], metadata["name"]
         if self.conflicts:
