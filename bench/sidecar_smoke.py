@@ -1,4 +1,4 @@
-"""A first look at the speed of the sidecar: median alone, and calls/s at 64 connections, beside no sidecar.
+"""A first look at the sidecar's speed: median alone, calls/s at 64 connections, beside the bare upstream.
 
 Both figures come from one run on one machine and compare only with each other. Every call is identified
 among 1,000 tenants, scheduled and accounted for. Run: `.venv/bin/python bench/sidecar_smoke.py`.

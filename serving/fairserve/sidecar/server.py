@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._stage = _Stage.IDLE
+        self._timed: _Stage | None = None  #: the stage that `deadline` was set for
         self._busy = False  #: an answer is being made; what arrives meanwhile waits
         self._closing = False  #: nothing is read any more; what is written still goes out
         self._requests: deque[Request | Problem] = deque()
@@ -153,7 +154,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         self._stage = _Stage.HEAD
-        self.deadline = self._next_deadline()
+        self._timed = None
         self._target = b""
         self._headers = []
         self._head_bytes = 0
@@ -167,15 +168,16 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A part of the request target."""
         self._target += url
-        self._count_head(len(url))
+        self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header. Trailers come here as well and are dropped: nobody expects them."""
+        self._head_bytes += len(name) + len(value) + 4
         if self._in_body:
-            self._count_head(len(name) + len(value))
+            if self._head_bytes > self._limits.max_head_bytes:
+                self._reject_head()
             return
         name = name.lower()
-        self._count_head(len(name) + len(value) + 4)
         if name == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
                 self._reject(400, "bad_request", "Transfer-Encoding must be chunked, alone.")
@@ -191,7 +193,8 @@ class Connection(asyncio.Protocol):
         """The head is whole: refuse what need not be read, and let a hesitant client go on."""
         self._in_body = True
         self._stage = _Stage.BODY
-        self.deadline = self._next_deadline()
+        if self._head_bytes > self._limits.max_head_bytes:
+            self._reject_head()
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._reject(505, "unsupported_version", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
@@ -285,6 +288,7 @@ class Connection(asyncio.Protocol):
     # -- inside -------------------------------------------------------------------------------------
 
     def _feed(self, data: bytes) -> None:
+        known = len(self._requests)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -295,9 +299,14 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._requests.append(Problem(400, "bad_request", f"The request can't be read: {error}."))
         if self._stage is _Stage.HEAD:
-            self._head_arrived += len(data)  # a header that never ends reaches no callback
-            if self._head_arrived > 2 * self._limits.max_head_bytes:
+            if len(self._requests) == known:  # else some of it belongs to the request before
+                self._head_arrived += len(data)
+            # A header that never ends reaches no callback.
+            if self._head_arrived > self._limits.max_head_bytes:
                 self._requests.append(self._head_problem())
+        if self._stage is not _Stage.IDLE and self._stage is not self._timed:
+            self._timed = self._stage
+            self.deadline = self._next_deadline()
         self._advance()
 
     def _advance(self) -> None:
@@ -331,12 +340,14 @@ class Connection(asyncio.Protocol):
             self._work = work
 
     def _next_deadline(self) -> float:
-        seconds = {
-            _Stage.IDLE: self._limits.keep_alive_s,
-            _Stage.HEAD: self._limits.head_timeout_s,
-            _Stage.BODY: self._limits.body_timeout_s,
-        }[self._stage]
-        return self._server.clock() + (self._limits.stall_timeout_s if self.paused else seconds)
+        limits = self._limits
+        if self.paused:
+            seconds = limits.stall_timeout_s
+        elif self._stage is _Stage.IDLE:
+            seconds = limits.keep_alive_s
+        else:
+            seconds = limits.head_timeout_s if self._stage is _Stage.HEAD else limits.body_timeout_s
+        return self._server.clock() + seconds
 
     def _close(self, *, linger: bool) -> None:
         """Send what is written, then close. A client that may still be sending is heard out for a moment,
@@ -359,11 +370,9 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _count_head(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self._limits.max_head_bytes:
-            self._requests.append(self._head_problem())
-            raise _RejectedError
+    def _reject_head(self) -> None:
+        self._requests.append(self._head_problem())
+        raise _RejectedError
 
     def _head_problem(self) -> Problem:
         return Problem(

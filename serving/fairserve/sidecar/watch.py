@@ -77,11 +77,11 @@ class EngineWatch:
         """Ask once for health and metrics."""
         health = await fetch(self._pool, b"/health", _TIMEOUT_S)
         if isinstance(health, Failure):
-            self._note(
-                "the engine does not accept connections" if health is Failure.UNREACHABLE else "broken"
-            )
             if health is Failure.UNREACHABLE:
+                self._note("the engine does not accept connections")
                 self._dispatcher.hold()
+            else:
+                self._note("the engine broke off its answer to /health")
             return
         if health is None or health[0] >= 500:
             said = "does not answer" if health is None else f"says {health[0]}"
