@@ -117,8 +117,11 @@ def up(
         str | None, typer.Option(help="Base URL of a Prometheus for overload signals that are queries.")
     ] = None,
     engine_timeout: Annotated[
-        float, typer.Option(help="Seconds that the engine may take to become healthy.", min=1)
-    ] = 600.0,
+        float | None,
+        typer.Option(
+            help="Seconds that the engine may take to become healthy. Default: 600, or 10 for a URL.", min=1
+        ),
+    ] = None,
 ) -> None:
     """Run a folder of manifests on this machine, without a cluster, until Ctrl-C.
 

@@ -48,6 +48,12 @@ def manifest(kind: str, spec: dict[str, Any], name: str = "x") -> str:
             "systemTokens must not exceed inputTokens",
         ),
         ("ServingPool", {"selector": {"matchLabels": {}}}, "should have at least 1 properties"),
+        ("ServingPool", {"selector": {"matchLabels": {"app": "v l"}}}, "should match"),
+        (
+            "ServingPool",
+            {**POOL, "overload": {"prometheus": {"url": "http://user:secret@prometheus:9090"}}},
+            "should match",
+        ),
         ("ServingPool", {**POOL, "sidecar": {"port": 8001}}, "port and controlPort must differ"),
         ("ServingPool", {**POOL, "scheduler": {"policy": "VTC", "normalisation": 1}}, "FairServe only"),
         (

@@ -259,6 +259,13 @@ def test_a_query_is_put_to_the_prometheus_that_is_named(tmp_path):
         (["up", "-f", EXAMPLE, "--engine", "gpu"], "'gpu' is not emulator, vllm or a URL"),
         (["up", "-f", EXAMPLE, "--engine", "vllm"], "needs --model"),
         (["up", "-f", EXAMPLE, "--engine", "http://127.0.0.1:9", "--model", "x"], "need an engine to start"),
+        (["up", "-f", EXAMPLE, "--engine", "https://127.0.0.1:9"], "is not http://HOST:PORT"),
+        (["up", "-f", EXAMPLE, "--engine", "http://127.0.0.1:9/v2"], "has more than host and port"),
+        (["up", "-f", EXAMPLE, "--engine", "http://127.0.0.1:9", "--engine-timeout", 1], "after 1 s"),
+        (
+            ["up", "-f", EXAMPLE, "--host", "999.1.1.1", "--port", 0],
+            "--host: nothing can listen on 999.1.1.1",
+        ),
         (["up", "-f", EXAMPLE, "--engine-python", "python"], "--engine-python is for --engine vllm"),
         (["up", EXAMPLE], "the folder is given with -f"),
         (["demo", "-f", ROOT / "tests" / "unit"], "no well-formed ServingPool"),

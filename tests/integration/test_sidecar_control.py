@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from tests.fakes.engine import Reply, Seen, answer_at_once
+from tests.fakes.engine import Reply, Seen, answer_at_once, token_event
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
@@ -305,3 +305,61 @@ async def test_state_tells_what_people_want_to_know(sidecar):
     assert state["engine"]["up"] is True
     assert state["engine"]["kv_tokens"] == 16_000
     assert b"secret-person" not in answer.body
+
+
+async def test_every_word_on_overload_of_a_valid_pool_is_taken(sidecar):
+    body = json.dumps({"armed": True, "lease_s": 99_999 * 3_600.0, "reason": "x" * 5_000}).encode()
+    answer = await control(sidecar, "PUT", "/overload", body)
+    assert answer.status == 200, answer.body
+    state = (await control(sidecar, "GET", "/state")).fields["overload"]
+    assert state["armed"]
+    assert state["reason"] == "x" * 1_024
+
+
+async def test_tokens_of_an_interaction_that_lost_a_call_are_counted_as_wasted(tmp_path, engine):
+    held = asyncio.Event()
+
+    async def hold(seen: Seen, reply: Reply) -> None:
+        await held.wait()
+        await answer_at_once(seen, reply)
+
+    tenants = [{"name": "a", "max_queued_requests": 1}, {"name": "b"}]
+    interaction = {"x_fairserve_interaction_id": "agent"}
+    async with running_sidecar(tmp_path, engine, document(tenants=tenants), max_window=1) as sidecar:
+        done = await ask(sidecar.data_address, KEY_A, {}, **interaction)
+        spent = sum(done.fields["usage"][kind] for kind in ("prompt_tokens", "completion_tokens"))
+        engine.behaviour = hold
+        calls = [asyncio.create_task(ask(sidecar.data_address, KEY_B, {}))]
+        await eventually(lambda: sidecar.scheduler.running == 1, "the engine is taken")
+        calls.append(asyncio.create_task(ask(sidecar.data_address, KEY_A, {}, **interaction)))
+        await eventually(lambda: sidecar.scheduler.queued == 1, "the queue is full")
+        refused = await ask(sidecar.data_address, KEY_A, {}, **interaction)
+        assert refused.header("x-fairserve-refused-reason") == "queue_full"
+        assert metric(sidecar.metrics.exposition().decode(), "fairserve_wasted_tokens_total") == spent > 0
+        held.set()
+        await asyncio.gather(*calls)
+
+
+async def test_a_running_call_pays_beyond_its_prediction_before_it_ends(tmp_path, engine):
+    go_on = asyncio.Event()
+
+    async def talk(seen: Seen, reply: Reply) -> None:
+        await reply.begin_events()
+        for _ in range(50):
+            await reply.chunk(token_event("x"))
+        await go_on.wait()
+        await reply.end()
+
+    engine.behaviour = talk
+    async with running_sidecar(tmp_path, engine, document()) as sidecar:
+        call = asyncio.create_task(
+            ask(sidecar.data_address, KEY_A, {"stream": True}, x_fairserve_application="agent")
+        )
+        await eventually(lambda: sidecar.scheduler.running == 1, "the call runs")
+        predicted = sidecar.scheduler.backlog.tenant("a").service
+        await eventually(
+            lambda: sidecar.scheduler.backlog.tenant("a").service > 2 * predicted,
+            "what exceeds it is charged",
+        )
+        go_on.set()
+        await call

@@ -15,6 +15,7 @@ from typing import Any
 import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
+from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.retry import Retry
 
 #: A hanging Prometheus holds one thread per query of a pool; it can't take those that other clients need.
@@ -57,6 +58,8 @@ class PrometheusClient:
         except requests.Timeout:
             return _late(url, timeout_s)
         except requests.ConnectionError as problem:
+            if _is_late(problem):
+                return _late(url, timeout_s)
             return Reading(None, f"no connection to {url}: {_root_words(problem)}")
         except (requests.RequestException, ValueError, KeyError) as problem:
             return Reading(None, f"no usable answer from {url}: {type(problem).__name__}")
@@ -74,6 +77,18 @@ class PrometheusClient:
 
 def _late(url: str, timeout_s: float) -> Reading:
     return Reading(None, f"no answer from {url} within {timeout_s:g} s")
+
+
+def _is_late(problem: BaseException) -> bool:
+    """Whether requests calls a time-out while reading a broken connection, as it does after retries."""
+    cause: BaseException | None = problem
+    while cause is not None:
+        if isinstance(cause, ReadTimeoutError) or isinstance(
+            getattr(cause, "reason", None), ReadTimeoutError
+        ):
+            return True
+        cause = next((each for each in cause.args if isinstance(each, BaseException)), cause.__context__)
+    return False
 
 
 def _root_words(problem: BaseException) -> str:

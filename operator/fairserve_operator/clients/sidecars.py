@@ -18,6 +18,8 @@ _CONNECT_TIMEOUT_S = 1.0
 _TIMEOUT_S: Final = 5.0
 #: Of a sidecar's own words in messages.
 _MAX_WORDS = 300
+#: As much of a reason as a sidecar keeps.
+_MAX_REASON = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class SidecarClient:
         self, port: ControlPort, armed: bool, lease_s: float, reason: str
     ) -> OverloadTaken | Rejected | Unreachable:
         """Arm or disarm OIT for `lease_s` seconds."""
-        body = {"armed": armed, "lease_s": lease_s, "reason": reason}
+        body = {"armed": armed, "lease_s": lease_s, "reason": reason[:_MAX_REASON]}
         match await self._call("PUT", port, "/overload", json=body):
             case 200, {"armed": bool(now_armed), "generation": (int() | None) as generation}:
                 return OverloadTaken(now_armed, generation or 0)

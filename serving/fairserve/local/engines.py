@@ -15,10 +15,14 @@ import fairserve
 import fairserve_operator
 from fairserve.local.addresses import free_port, is_loopback
 from fairserve.local.children import Child
+from fairserve.sidecar.options import OptionError, parse_engine
 
 EMULATOR = "emulator"
 VLLM = "vllm"
 _HOST = "127.0.0.1"
+#: How long an engine that runs already may take to answer, and one that is started to become healthy.
+_ANSWER_TIMEOUT_S = 10.0
+_START_TIMEOUT_S = 600.0
 
 #: Our own modules for a child that runs our own code, however this process came by them.
 OWN_PATH = ":".join(
@@ -40,11 +44,15 @@ class EngineChoice:
     model: str | None = None
     python: str | None = None  #: the interpreter that has vLLM; None is this one
     arguments: Sequence[str] = ()  #: for the engine's own command
-    start_timeout_s: float = 600.0
+    start_timeout_s: float | None = None  #: None: long for an engine to be started, short for one that runs
 
     def __post_init__(self) -> None:
         """Raise EngineError for what can't be meant."""
         if self.is_url:
+            try:
+                parse_engine("--engine", self.engine)
+            except OptionError as error:
+                raise EngineError(str(error)) from error
             if self.model or self.python or self.arguments:
                 raise EngineError("--model, --engine-python and arguments after -- need an engine to start")
             return
@@ -94,9 +102,9 @@ class Engine:
         if self._choice.engine == VLLM:
             await _require_vllm(self._choice.python or sys.executable)
         if self.child is None:
-            return await self._healthy(10.0)
+            return await self._healthy(self._choice.start_timeout_s or _ANSWER_TIMEOUT_S)
         await self.child.start()
-        health = asyncio.create_task(self._healthy(self._choice.start_timeout_s))
+        health = asyncio.create_task(self._healthy(self._choice.start_timeout_s or _START_TIMEOUT_S))
         end = asyncio.create_task(self.child.ended())
         try:
             await asyncio.wait((health, end), return_when=asyncio.FIRST_COMPLETED)

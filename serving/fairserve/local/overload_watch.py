@@ -34,6 +34,7 @@ class OverloadWatch:
         self._machine = OverloadMachine(plan.settings)
         self._was_stale = False
         self._was_unreachable = False
+        self._problems: dict[str, str] = {}  #: by signal; "" where it has a value
         #: The last verdict; None before the first evaluation.
         self.verdict: Verdict | None = None
 
@@ -63,7 +64,9 @@ class OverloadWatch:
 
     async def evaluate(self, now: float) -> Verdict:
         """Read every signal once, decide, and tell the sidecar."""
-        verdict = self._machine.observe(await self._samples(), now)
+        samples = await self._samples()
+        self._say_problems(samples)
+        verdict = self._machine.observe(samples, now)
         if verdict.changed or verdict.stale != self._was_stale:
             word = "overloaded: throttling is on" if verdict.armed else "not overloaded: throttling is off"
             self._say(f"{word} ({verdict.reason}: {verdict.message})")
@@ -77,6 +80,14 @@ class OverloadWatch:
                 self._say(f"the sidecar did not take the overload state: {error}")
             self._was_unreachable = True
         return verdict
+
+    def _say_problems(self, samples: list[Sample]) -> None:
+        """Tell of a signal that can't be read, once for each way in which it can't."""
+        for sample in samples:
+            known = sample.problem == self._problems.get(sample.signal) or sample.signal in self.unanswered
+            if sample.problem and not known:
+                self._say(f"signal {sample.signal} has no value: {sample.problem}")
+            self._problems[sample.signal] = sample.problem
 
     async def _samples(self) -> list[Sample]:
         metrics, problem = "", ""

@@ -245,7 +245,10 @@ def _ports(options: StackOptions, target: Target) -> tuple[int, int]:
         ("--port", options.port, target.spec.sidecar.port),
         ("--control-port", options.control_port, target.spec.sidecar.control_port),
     ):
-        port = default if wanted is None else wanted or free_port(options.host)
+        try:
+            port = default if wanted is None else wanted or free_port(options.host)
+        except OSError as error:
+            raise StackError(f"--host: nothing can listen on {options.host}: {error.strerror}") from error
         if not is_free(options.host, port):
             raise StackError(
                 f"port {port} of {options.host} is taken; choose another with {option} N (0: any)"

@@ -82,8 +82,9 @@ def directions(stack: Stack) -> list[str]:
 def _keys(stack: Stack) -> list[str]:
     """Where each tenant's keys are."""
     lines = []
+    held = {key.tenant for key in stack.config.identity.api_keys}
     for tenant in stack.desired.objects.resources(TENANT, stack.pool.namespace):
-        for identity in tenant.spec.get("identity", ()):
+        for identity in tenant.spec.get("identity", ()) if tenant.key.name in held else ():
             if reference := identity.get("apiKey", {}).get("secretRef"):
                 where = f"{SECRET} {reference['name']}, key {reference['key']}"
                 lines.append(f"  KEY of {tenant.key.name}: {where}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -38,6 +38,7 @@ _Endpoint = Callable[[Request], Awaitable[Response]]
 
 #: A PUT /overload is a few fields.
 _MAX_SMALL_BODY = 65_536
+_MAX_REASON = 1024
 
 
 class OverloadRequest(BaseModel):
@@ -46,8 +47,9 @@ class OverloadRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     armed: bool
-    lease_s: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-    reason: Annotated[str, Field(max_length=1024)] = ""
+    lease_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    #: For people: what is too long for them is cut, and no reason to refuse the word itself.
+    reason: Annotated[str, AfterValidator(lambda text: text[:_MAX_REASON])] = ""
 
 
 class ControlToken:

@@ -122,6 +122,15 @@ async def test_an_unreachable_sidecar_is_staleness_and_not_calm():
     assert verdict.stale
 
 
+async def test_a_signal_that_cannot_be_read_is_told_of_once():
+    sidecar = FakeSidecar()
+    overload, said = watch(sidecar)
+    for second, wait_s in enumerate([0.0, None, None, 0.0, None]):
+        sidecar.wait_s = wait_s
+        await overload.evaluate(float(second))
+    assert said == ["signal queue-wait has no value: GET /metrics: refused"] * 2
+
+
 def test_a_query_without_a_prometheus_is_named():
     assert watch(FakeSidecar(), query=True)[0].unanswered == ("custom",)
     assert watch(FakeSidecar())[0].unanswered == ()

@@ -121,6 +121,11 @@ def signal(**fields: Any) -> dict[str, Any]:
         ),
         (
             ServingPoolSpec,
+            {"selector": {"matchLabels": {"a b!": "x"}}},
+            "spec.selector.matchLabels: 'a b!' is no key that a label can have",
+        ),
+        (
+            ServingPoolSpec,
             {**SELECTOR, "trustedProxies": ["10.0.0.1/8"]},
             "spec.trustedProxies[0]: 10.0.0.1/8 has host bits set",
         ),

@@ -93,7 +93,10 @@ Name = Annotated[
 class InteractionLimit(Model):
     """At most `count` interactions may begin in any `window`."""
 
-    count: Count = Field(description="How many interactions may begin in any `window`, at least 1.")
+    count: Count = Field(
+        description="How many interactions may begin in any `window`, at least 1. Each pod counts those that "
+        "it admits itself."
+    )
     window: Duration = Field(description="Length of the sliding window, such as 60s, 10m or 1h30m.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
@@ -37,15 +38,32 @@ def _is_network(block: str) -> str:
     return block
 
 
+#: What Kubernetes allows in a label's key and value.
+_LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+
+
+def _are_label_keys(labels: dict[str, str]) -> dict[str, str]:
+    """Check what a structural schema can't describe: the keys of an object."""
+    for key in labels:
+        if not _LABEL_KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key that a label can have")
+    return labels
+
+
 class Selector(Model):
     """Which pods."""
 
     match_labels: Annotated[
         dict[
             Annotated[str, StringConstraints(max_length=317)],
-            Annotated[str, StringConstraints(max_length=63)],
+            Annotated[str, StringConstraints(max_length=63, pattern=_LABEL_VALUE)],
         ],
         Field(min_length=1, max_length=32),
+        AfterValidator(_are_label_keys),
     ] = Field(description="Labels that a pod of the pool has, all of them.")
 
 
@@ -130,8 +148,9 @@ class Scheduler(
 class Prometheus(Model):
     """Where signals are read."""
 
-    url: Annotated[str, Field(pattern=r"^https?://[!-~]+$", max_length=1024)] = Field(
-        description="Base URL of a Prometheus that scrapes the pool's pods."
+    # A user and password before the host would be shown in status and logs.
+    url: Annotated[str, Field(pattern=r"^https?://[!-.0-?A-~]+(/[!-~]*)?$", max_length=1024)] = Field(
+        description="Base URL of a Prometheus that scrapes the pool's pods, without user and password."
     )
 
 

@@ -123,7 +123,8 @@ class Queue(Model):
     """How much the tenant may have waiting, in each pod."""
 
     max_requests: Count | None = Field(
-        None, description="Most calls that wait at one time. What overflows is refused. Default: 10000."
+        None,
+        description="Most calls that wait at one time in one pod. What overflows is refused. Default: 10000.",
     )
     max_wait: Duration | None = Field(
         None, description="A call that has waited this long is refused. Default: 10m."
