@@ -65,7 +65,7 @@ def emulator(
     from fairserve.local.addresses import host_and_port
     from fairserve.local.emulator.serve import serve
     from fairserve.local.emulator.server import NOTICE
-    from fairserve.local.emulator.steps import EngineLimits, StepCost
+    from fairserve.sim.steps import EngineLimits, StepCost
 
     try:
         host, port = host_and_port(listen)
