@@ -235,6 +235,37 @@ def sidecar(
     raise typer.Exit(run(options))
 
 
+sim_app = typer.Typer(no_args_is_help=True, help="Try schedulers on a simulated engine.")
+app.add_typer(sim_app, name="sim")
+
+
+@sim_app.command("run")
+def sim_run(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file (docs/concepts/simulator.md).")],
+    policy: Annotated[
+        str, typer.Option(help="Schedulers to compare, with commas between.")
+    ] = "FCFS,RPM,VTC,FairServe",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 1 on.", min=1)] = 1,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV file with the calls, in place of the scenario's clients.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write plots (SVG) of the first seed to this folder.")
+    ] = None,
+) -> None:
+    """Run a scenario under several schedulers: the very same core, an engine model, simulated time.
+
+    Example: `fairserve sim run bench/scenarios/noisy-neighbour.yaml --policy FCFS,FairServe --seeds 5`
+    """
+    from rich.console import Console
+
+    from fairserve.local.simulation import run
+
+    policies = [name.strip() for name in policy.split(",") if name.strip()]
+    raise typer.Exit(run(scenario, policies, seeds, trace, json, plot, Console()))
+
+
 def main() -> None:
     """Entry point of the installed command."""
     app()

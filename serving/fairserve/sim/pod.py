@@ -1,4 +1,4 @@
-"""One pod of the simulation: the very same scheduler and dispatch window as in a sidecar, before an engine model.
+"""One pod of the simulation: the scheduler and dispatch window of a sidecar before an engine model.
 
 What the sidecar does between its sockets and the engine is done here between the world's events: calls are
 queued, dispatched while the window admits, charged while they run and settled when they end. An engine step
@@ -20,15 +20,15 @@ from fairserve.core import (
     Queued,
     Refusal,
     Refused,
-    Scheduler,
     Usage,
 )
+from fairserve.core.catalogue import SchedulerLike
 from fairserve.sim.recording import CallRecord, Fate
 from fairserve.sim.scenario import Engines, Slowdown
 from fairserve.sim.steps import EngineModel, Leap
 
 #: Makes a pod's scheduler; again when the pod is restarted.
-Build = Callable[[random.Random], Scheduler]
+Build = Callable[[random.Random], SchedulerLike]
 
 
 class Surroundings(Protocol):
@@ -75,7 +75,7 @@ class Pod:
         self.computed_tokens = 0  #: by engines that died
         self._start(build(rng))
 
-    def _start(self, scheduler: Scheduler) -> None:
+    def _start(self, scheduler: SchedulerLike) -> None:
         self.scheduler = scheduler
         self.engine = EngineModel(self._engines.limits, self._engines.cost)
         window = self._engines.max_window

@@ -13,6 +13,8 @@ from fairserve.sim.costs import StepCost
 from fairserve.sim.steps import EngineLimits
 from fairserve.sim.workload import Workload
 
+_LIMITS, _COST = EngineLimits(), StepCost()
+
 
 class Balancing(StrEnum):
     """How calls are spread over pods."""
@@ -28,8 +30,8 @@ class Engines:
     """The pods: each an engine with its own scheduler, as a sidecar is."""
 
     count: int = 1
-    limits: EngineLimits = EngineLimits()
-    cost: StepCost = StepCost()
+    limits: EngineLimits = _LIMITS
+    cost: StepCost = _COST
     prefix_cache_share: float = 0.0  #: of the system prompt that the prefix cache has
     balancing: Balancing = Balancing.ROUND_ROBIN
     max_window: int = 256  #: calls that an engine ever holds
@@ -45,17 +47,20 @@ class Signal(StrEnum):
     ENGINE_WAITING = "EngineWaiting"  #: sum over the pods
 
 
+_OVERLOAD = OverloadSettings(
+    signals=(
+        SignalSettings(Signal.QUEUE_WAIT.value, threshold=2.0, clear_threshold=0.5, for_s=2.0),
+        SignalSettings(Signal.SATURATION.value, threshold=1.0, clear_threshold=0.8, for_s=5.0),
+    ),
+    hold_down_s=10.0,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Overload:
     """How OIT is armed: the signals are named after what they measure."""
 
-    settings: OverloadSettings = OverloadSettings(
-        signals=(
-            SignalSettings(Signal.QUEUE_WAIT.value, threshold=2.0, clear_threshold=0.5, for_s=2.0),
-            SignalSettings(Signal.SATURATION.value, threshold=1.0, clear_threshold=0.8, for_s=5.0),
-        ),
-        hold_down_s=10.0,
-    )
+    settings: OverloadSettings = _OVERLOAD
     interval_s: float = 1.0
 
 

@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from fairserve.core import Profile
 from fairserve.sim.distributions import Choice, Constant, Distribution, Gamma, Uniform, tokens
+
+#: One call an interaction, and the paper's pauses.
+_ONE, _SECONDS = Constant(1), Uniform(1.0, 6.0)
 
 
 class Retry(StrEnum):
@@ -73,7 +77,7 @@ class Arrivals:
     cv: float = 1.0  #: coefficient of variation of the time between two, for gamma
     start_s: float = 0.0
     stop_s: float | None = None  #: None: as long as the scenario sends
-    think_s: Distribution = Uniform(1.0, 6.0)  #: between two interactions of a closed loop
+    think_s: Distribution = _SECONDS  #: between two interactions of a closed loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,8 @@ class UserClass:
     tenant: str
     applications: tuple[tuple[str, float], ...]  #: name and weight
     arrivals: Arrivals = Arrivals()
-    calls: Distribution = Constant(1)  #: of an interaction
-    gap_s: Distribution = Uniform(1.0, 6.0)  #: between a call's end and the next call
+    calls: Distribution = _ONE  #: of an interaction
+    gap_s: Distribution = _SECONDS  #: between a call's end and the next call
     behaviour: Behaviour = Behaviour()
     input_tokens: Distribution | None = None  #: instead of the application's
     output_tokens: Distribution | None = None
@@ -161,6 +165,15 @@ class Workload:
         return sum(len(plan.calls) for plan in self.plans)
 
 
+def typical_call(application: Application) -> Profile:
+    """An application's profile: the means of 1,000 drawn calls, always the same ones."""
+    rng = random.Random(f"typical {application.name}")
+    count = 1000
+    inputs = sum(tokens(application.input_tokens, rng) for _ in range(count)) / count
+    outputs = sum(tokens(application.output_tokens, rng) for _ in range(count)) / count
+    return Profile(inputs + application.system_tokens, outputs, application.system_tokens)
+
+
 def draw_interaction(
     users: UserClass, applications: dict[str, Application], client: Client, start_s: float
 ) -> InteractionPlan:
@@ -198,8 +211,9 @@ def draw_workload(
             )
             if users.arrivals.kind is ArrivalKind.CLOSED:
                 client.loop = Loop(users, applications, stop_s)
-            for start_s in _starts(users.arrivals, stop_s, client.rng):
-                plans.append(draw_interaction(users, applications, client, start_s))
+            # The starts are drawn first: they share the client's generator with what follows.
+            starts = list(_starts(users.arrivals, stop_s, client.rng))
+            plans += [draw_interaction(users, applications, client, start_s) for start_s in starts]
     plans.sort(key=lambda plan: plan.start_s)
     return Workload(tuple(clients), tuple(plans), applications)
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fairserve.core import Call, Refusal, Scheduler, Settings
+from fairserve.core import Call, Refusal, Settings
+from fairserve.core.catalogue import SchedulerLike
 from fairserve.overload.machine import OverloadMachine
 from fairserve.overload.saturation import saturation
 from fairserve.overload.settings import Sample
@@ -25,7 +26,7 @@ from fairserve.sim.scenario import Balancing, Scenario, Signal
 from fairserve.sim.workload import CallPlan, Client, InteractionIds, InteractionPlan, Retry, Workload
 
 #: Makes a scheduler from settings and a generator.
-SchedulerFactory = Callable[[Settings, random.Random], Scheduler]
+SchedulerFactory = Callable[[Settings, random.Random], SchedulerLike]
 
 #: Between two looks for calls that waited too long, and two reports of progress.
 _EXPIRY_S = 1.0
@@ -103,7 +104,9 @@ class World:
             self.now = when_s
             act(what)
         recording = self.recording
-        recording.ended_s = self.now
+        # What ends last is a tick, unless the horizon came first.
+        ends = [i.ended_s for i in recording.interactions]
+        recording.ended_s = self.now if self._live > 0 else max(ends, default=0.0)
         recording.dispatched = [pod.order for pod in self.pods]
         recording.preemptions = sum(pod.preemptions + pod.engine.preemptions for pod in self.pods)
         recording.computed_tokens = sum(pod.computed_tokens + pod.engine.computed_tokens for pod in self.pods)
