@@ -266,6 +266,31 @@ def sim_run(
     raise typer.Exit(run(scenario, policies, seeds, trace, json, plot, Console()))
 
 
+@sim_app.command("calibrate")
+def sim_calibrate(
+    url: Annotated[str, typer.Option(help="The engine to measure, http://HOST:PORT; idle otherwise.")],
+    output: Annotated[Path, typer.Option(help="Calibration file to write (YAML).")] = Path(
+        "calibration.yaml"
+    ),
+    step_tokens: Annotated[
+        int, typer.Option(help="The engine's --max-num-batched-tokens; it doesn't tell.", min=1)
+    ] = 2048,
+    rounds: Annotated[int, typer.Option(help="How often each shape of request is measured.", min=1)] = 1,
+) -> None:
+    """Measure an engine over HTTP and fit the simulator's step costs to it.
+
+    A quarter of the measurements is held back from the fit and says how wrong it is. A scenario names the
+    file in `engines.calibration`.
+
+    Example: `fairserve sim calibrate --url http://127.0.0.1:8100 --output vllm-cpu.yaml`
+    """
+    from rich.console import Console
+
+    from fairserve.local.calibrate import calibrate
+
+    raise typer.Exit(calibrate(url, output, step_tokens, rounds, Console()))
+
+
 def main() -> None:
     """Entry point of the installed command."""
     app()

@@ -34,6 +34,8 @@ OUTPUT = LogNormal(3.38, 1.69, divide=8.0)
 _BETWEEN = 0.5
 #: Users of the top 1 %.
 TOP_USERS = 14
+#: An order of popularity under which long and short applications are about equally frequent.
+_POPULARITY = 194
 #: Applications that one user of the top has for itself; they are of medium length.
 _PRIVATE = (10, 11, 12)
 
@@ -88,8 +90,7 @@ def draw(seed: int, seconds: float = SECONDS) -> Workload:
     names = list(known)
     private = [names[index] for index in _PRIVATE]
     shared = [name for name in names if name not in private]
-    popularity = [1.0 / rank for rank in range(1, len(shared) + 1)]
-    rng.shuffle(popularity)
+    popularity = _popularity(len(shared))
     behaviour = Behaviour()
     clients, plans = [], []
     for number, calls in enumerate(calls_by_user(rng)):
@@ -101,6 +102,13 @@ def draw(seed: int, seconds: float = SECONDS) -> Workload:
         plans += _interactions(client, known[name], calls, seconds)
     plans.sort(key=lambda plan: plan.start_s)
     return Workload(tuple(clients), tuple(plans), known)
+
+
+def _popularity(count: int) -> list[float]:
+    """How often users have each application. The same for every seed: the mix of lengths is not chance."""
+    weights = [1.0 / rank for rank in range(1, count + 1)]
+    random.Random(f"fairserve paper popularity {_POPULARITY}").shuffle(weights)
+    return weights
 
 
 def _interactions(
