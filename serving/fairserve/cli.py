@@ -66,7 +66,7 @@ def emulator(
     from fairserve.local.addresses import host_and_port
     from fairserve.local.emulator.serve import serve
     from fairserve.local.emulator.server import NOTICE
-    from fairserve.local.emulator.steps import EngineLimits, StepCost
+    from fairserve.sim.steps import EngineLimits, StepCost
 
     try:
         host, port = host_and_port(listen)
@@ -237,6 +237,62 @@ def sidecar(
     except OptionError as error:
         raise typer.BadParameter(str(error)) from error
     raise typer.Exit(run(options))
+
+
+sim_app = typer.Typer(no_args_is_help=True, help="Try schedulers on a simulated engine.")
+app.add_typer(sim_app, name="sim")
+
+
+@sim_app.command("run")
+def sim_run(
+    scenario: Annotated[Path, typer.Argument(help="Scenario file (docs/concepts/simulator.md).")],
+    policy: Annotated[
+        str, typer.Option(help="Schedulers to compare, with commas between.")
+    ] = "FCFS,RPM,VTC,FairServe",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 1 on.", min=1)] = 1,
+    trace: Annotated[
+        Path | None, typer.Option(help="CSV file with the calls, in place of the scenario's clients.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write every figure to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write plots (SVG) of the first seed to this folder.")
+    ] = None,
+) -> None:
+    """Run a scenario under several schedulers: the very same core, an engine model, simulated time.
+
+    Example: `fairserve sim run bench/scenarios/noisy-neighbour.yaml --policy FCFS,FairServe --seeds 5`
+    """
+    from rich.console import Console
+
+    from fairserve.local.simulation import run
+
+    policies = [name.strip() for name in policy.split(",") if name.strip()]
+    raise typer.Exit(run(scenario, policies, seeds, trace, json, plot, Console()))
+
+
+@sim_app.command("calibrate")
+def sim_calibrate(
+    url: Annotated[str, typer.Option(help="The engine to measure, http://HOST:PORT; idle otherwise.")],
+    output: Annotated[Path, typer.Option(help="Calibration file to write (YAML).")] = Path(
+        "calibration.yaml"
+    ),
+    step_tokens: Annotated[
+        int, typer.Option(help="The engine's --max-num-batched-tokens; it doesn't tell.", min=1)
+    ] = 2048,
+    rounds: Annotated[int, typer.Option(help="How often each shape of request is measured.", min=1)] = 1,
+) -> None:
+    """Measure an engine over HTTP and fit the simulator's step costs to it.
+
+    A quarter of the measurements is held back from the fit and says how wrong it is. A scenario names the
+    file in `engines.calibration`.
+
+    Example: `fairserve sim calibrate --url http://127.0.0.1:8100 --output vllm-cpu.yaml`
+    """
+    from rich.console import Console
+
+    from fairserve.local.calibrate import calibrate
+
+    raise typer.Exit(calibrate(url, output, step_tokens, rounds, Console()))
 
 
 def main() -> None:

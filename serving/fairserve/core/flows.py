@@ -29,7 +29,16 @@ class Ticket:
 class Flow(Member):
     """One (tenant, user) pair: what it has waiting and how much service it has had."""
 
-    __slots__ = ("beginning", "continuing", "idle_since", "output_tokens", "running", "tenant", "user")
+    __slots__ = (
+        "beginning",
+        "continuing",
+        "deficit",
+        "idle_since",
+        "output_tokens",
+        "running",
+        "tenant",
+        "user",
+    )
 
     def __init__(self, tenant: TenantQueue, user: str) -> None:
         super().__init__()
@@ -40,6 +49,8 @@ class Flow(Member):
         self.beginning: OrderedDict[int, Ticket] = OrderedDict()
         #: Calls in the engine.
         self.running = 0
+        #: What is left of its turn, in normalised cost, under round robin.
+        self.deficit = 0.0
         self.idle_since = 0.0
         #: Moving average of output tokens a call, by application, with the number of samples.
         self.output_tokens: dict[str, tuple[float, int]] = {}

@@ -30,9 +30,10 @@ from fairserve.core.calls import (
     Usage,
 )
 from fairserve.core.cost import CostModel, TrafficMean, typical_cost
+from fairserve.core.disciplines import OFFERED, Discipline, Throttling
 from fairserve.core.flows import Backlog, Flow, TenantQueue, Ticket
 from fairserve.core.interactions import Interaction, InteractionKey, Interactions
-from fairserve.core.policies import next_ticket, normalised_share
+from fairserve.core.policies import RoundRobin, next_ticket, normalised_share
 from fairserve.core.prediction import Predictor
 from fairserve.core.settings import ApplicationSettings, Settings, TenantSettings
 from fairserve.core.throttle import Throttle
@@ -58,8 +59,11 @@ class Running:
 class Scheduler:
     """All decisions of one pod."""
 
-    def __init__(self, settings: Settings, rng: random.Random) -> None:
+    def __init__(self, settings: Settings, rng: random.Random, discipline: Discipline | None = None) -> None:
         self.settings = settings
+        #: A fixed discipline; None follows the settings' policy.
+        self._fixed = discipline
+        self._round_robin = RoundRobin()
         self.armed = False  #: whether OIT refuses
         self.backlog = Backlog()
         self.throttle = Throttle()
@@ -94,16 +98,19 @@ class Scheduler:
             raise ValueError(f"call {call.call_id} is already queued or running")
         tenant, application = self.tenant_settings(call.tenant), self.application_settings(call.application)
         interaction = self._open_interaction(call, application, now)
+        throttling = self.discipline.throttling
+        limited = throttling is not Throttling.NONE and (interaction is None or throttling.counts_calls)
         refusal = None
-        if interaction is None and self.armed:
-            refusal = self.throttle.refusal(tenant, call.user, application, now)
+        if limited and (self.armed or throttling is Throttling.CALLS_ALWAYS):
+            users_only = throttling is Throttling.CALLS_ALWAYS
+            refusal = self.throttle.refusal(tenant, call.user, application, now, users_only=users_only)
             if refusal is not None and self.settings.mode is ThrottlingMode.ENFORCE:
-                return Refused(call.call_id, refusal)
+                return Refused(call.call_id, refusal, interaction.tokens if interaction is not None else 0)
         victim = self._make_room(call, tenant, interaction, now)
         if isinstance(victim, Refused):
             return victim
         continues = interaction is not None
-        if interaction is None and refusal is None:
+        if limited and refusal is None:
             self.throttle.admit(tenant, call.user, application, now)
         if interaction is None and call.interaction is not None:
             interaction = self.interactions.begin(_key(call), now)
@@ -111,13 +118,15 @@ class Scheduler:
             interaction.calls += 1
             interaction.active += 1
             self.interactions.touch(_key(call), interaction, now)
-        self._queue(call, tenant, interaction, continues=continues, now=now)
+        first = continues and self.discipline.continuations_first
+        self._queue(call, tenant, interaction, continues=first, now=now)
         identity = call.interaction if call.interaction is not None else f"call-{call.call_id}"
         return Queued(call.call_id, not continues, identity, refusal, (victim,) if victim else ())
 
     def dispatch(self, now: float) -> Dispatched | None:
         """Take the next call out of the queue and charge its predicted cost; None if nothing waits."""
-        ticket = next_ticket(self.backlog, self.settings)
+        discipline = self.discipline
+        ticket = next_ticket(self.backlog, self.settings, discipline, self._round_robin)
         if ticket is None:
             return None
         call, flow = ticket.call, ticket.flow
@@ -125,8 +134,8 @@ class Scheduler:
         self.backlog.remove(call.call_id)
         typical = typical_cost(application.profile, self.settings.tokens)
         self.traffic.observe(typical)
-        predicted = self.predictor.output_tokens(call, flow, application)
-        share, tokens = normalised_share(self.settings), self.settings.tokens
+        predicted = self.predictor.output_tokens(call, flow, application) if discipline.predicts else 0
+        share, tokens = normalised_share(self.settings, discipline), self.settings.tokens
         running = Running(
             ticket=ticket,
             cost=CostModel(tokens, call.system_tokens, typical, self.traffic.value, share),
@@ -192,6 +201,11 @@ class Scheduler:
         return tuple(evicted)
 
     # -- being asked ------------------------------------------------------------------------------
+
+    @property
+    def discipline(self) -> Discipline:
+        """The choices it schedules by."""
+        return self._fixed if self._fixed is not None else OFFERED[self.settings.policy]
 
     @property
     def queued(self) -> int:
@@ -322,6 +336,7 @@ class Scheduler:
         flow.charge(difference / running.application_weight)
         flow.tenant.charge(difference / running.tenant_weight)
         flow.tenant.service += difference
+        flow.deficit -= difference
 
     def _leave(self, ticket: Ticket, now: float, tokens: int = 0) -> None:
         """A call is gone: tell its interaction, and let its flow idle if it was the last."""

@@ -23,13 +23,21 @@ class Throttle:
         self.windows = Windows()
 
     def refusal(
-        self, tenant: TenantSettings, user: str, application: ApplicationSettings, now: float
+        self,
+        tenant: TenantSettings,
+        user: str,
+        application: ApplicationSettings,
+        now: float,
+        *,
+        users_only: bool = False,
     ) -> Refusal | None:
         """Why this caller may not begin an interaction now; None if it may. Of several limits that are
         reached the one that stays reached longest is named, so a retry after it meets none of the others.
         """
         worst: Refusal | None = None
         for reason, subject, limit in _applied(tenant, user, application):
+            if users_only and reason is not RefusalReason.USER_LIMIT:
+                continue
             retry_after_s = self.windows.get(subject, limit).retry_after(now)
             if retry_after_s > (worst.retry_after_s or 0.0 if worst else 0.0):
                 worst = Refusal(reason, retry_after_s, limit.count, limit.window_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from fairserve.local.emulator.steps import EngineModel, Step
+from fairserve.sim.steps import EngineModel, Step
 
 #: A driver that is later than this gives up catching up: its machine was busy, and a burst would not be real.
 _MAX_LAG_S = 0.1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uvicorn
 
 from fairserve.local.emulator.server import Emulator
-from fairserve.local.emulator.steps import EngineLimits, StepCost
+from fairserve.sim.steps import EngineLimits, StepCost
 
 #: Open streams get this long after SIGTERM before they are cut.
 _GRACE_S = 2

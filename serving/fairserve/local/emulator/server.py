@@ -27,8 +27,8 @@ from fairserve import __version__
 from fairserve.local.emulator.bodies import Body, ChatBody, CompletionBody
 from fairserve.local.emulator.driver import Driver, Generation
 from fairserve.local.emulator.exposition import Exposition
-from fairserve.local.emulator.steps import EngineLimits, EngineModel, StepCost
 from fairserve.local.emulator.words import Answer, natural_tokens
+from fairserve.sim.steps import EngineLimits, EngineModel, StepCost
 
 B = TypeVar("B", bound=Body)
 

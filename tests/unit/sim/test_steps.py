@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairserve.local.emulator.steps import EngineLimits, EngineModel, StepCost
+from fairserve.sim.steps import EngineLimits, EngineModel, StepCost
 
 SMALL = EngineLimits(max_num_seqs=4, max_num_batched_tokens=32, kv_tokens=256, max_model_len=128)
 

@@ -1,0 +1,329 @@
+"""What a run is measured by. Each formula is written out in docs/concepts/simulator.md.
+
+Metrics read a finished recording and decide nothing. A figure that nothing was measured for is `nan`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fairserve.core import Settings, TokenWeights
+from fairserve.core.cost import typical_cost
+from fairserve.sim.costs import Alone, alone
+from fairserve.sim.recording import CallRecord, Fate, InteractionRecord, Recording
+from fairserve.sim.scenario import Scenario
+from fairserve.sim.statistics import inversions, jain, mean, percentile, rank_correlation
+
+#: A user is delayed who once waits longer than this, or twice its time to first token alone.
+DELAYED_S = 1.0
+#: Length and distance of the windows that service is compared over.
+WINDOW_S, WINDOW_STEP_S = 60.0, 10.0
+#: VTC's prices: an output token counts as two input tokens.
+_VTC_OUTPUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Figures by name, of all clients and of each class of them."""
+
+    figures: dict[str, float]
+    classes: dict[str, dict[str, float]]
+
+
+def measure(scenario: Scenario, recording: Recording) -> Metrics:
+    """All figures of a run."""
+    solo = _Solo(scenario)
+    figures = {
+        **_delays(recording.calls, solo),
+        **_throughput(recording),
+        **_interactions(recording.interactions),
+        **_order(recording),
+        **_service(recording),
+        **_bound(scenario.settings, scenario.engines.limits.kv_tokens, recording),
+        "refused_attempts": float(recording.refused_attempts),
+        "preemptions": float(recording.preemptions),
+        "armed_share": _armed_share(recording),
+    }
+    good = [record for record in recording.calls if record.interaction.client.good]
+    for name, value in _delays(good, solo).items():
+        figures[f"good_{name}"] = value
+    for name, value in _interactions([i for i in recording.interactions if i.client.good]).items():
+        figures[f"good_{name}"] = value
+    classes = {}
+    for group in dict.fromkeys(i.client.group for i in recording.interactions):
+        calls = [record for record in recording.calls if record.interaction.client.group == group]
+        interactions = [i for i in recording.interactions if i.client.group == group]
+        classes[group] = {
+            **_delays(calls, solo),
+            **_interactions(interactions),
+            "service_tokens": sum(priced(record) for record in calls),
+            "charged": sum(record.charged for record in calls),
+            "output_tokens": float(sum(record.output_tokens for record in calls)),
+        }
+    return Metrics(figures, classes)
+
+
+class _Solo:
+    """What calls take alone on the scenario's engine."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._cost = scenario.engines.cost
+        self._step_tokens = scenario.engines.limits.max_num_batched_tokens
+
+    def __call__(self, record: CallRecord) -> Alone:
+        plan = record.plan
+        return alone(
+            self._cost, self._step_tokens, plan.input_tokens, plan.output_tokens, record.cached_tokens
+        )
+
+
+def _delays(calls: Sequence[CallRecord], solo: _Solo) -> dict[str, float]:
+    waits, queue_waits, ttfts, latencies, slowdowns = [], [], [], [], []
+    users: set[tuple[str, str]] = set()
+    delayed: set[tuple[str, str]] = set()
+    delayed_in_queue: set[tuple[str, str]] = set()
+    unserved: set[tuple[str, str]] = set()
+    for record in calls:
+        client = record.interaction.client
+        user = (client.tenant, client.user)
+        users.add(user)
+        if record.fate in (Fate.REFUSED, Fate.EVICTED, Fate.FAILED, Fate.OPEN):
+            unserved.add(user)
+        if math.isnan(record.dispatched_s):
+            continue
+        wait_s, queue_wait_s = record.wait_s, record.dispatched_s - record.queued_s
+        waits.append(wait_s)
+        queue_waits.append(queue_wait_s)
+        if wait_s > DELAYED_S:
+            threshold_s = max(DELAYED_S, 2.0 * solo(record).first_token_s)
+            if wait_s > threshold_s:
+                delayed.add(user)
+            if queue_wait_s > threshold_s:
+                delayed_in_queue.add(user)
+        if not math.isnan(record.first_token_s):
+            ttfts.append(record.ttft_s)
+        if record.fate is Fate.SERVED:
+            latencies.append(record.ended_s - record.first_sent_s)
+            slowdowns.append(latencies[-1] / solo(record).total_s)
+    count = len(users) or 1
+    return {
+        "users": float(len(users)),
+        "calls": float(len(calls)),
+        "wait_p50_s": percentile(waits, 0.5),
+        "wait_p99_s": percentile(waits, 0.99),
+        "wait_mean_s": mean(waits),
+        "queue_wait_p99_s": percentile(queue_waits, 0.99),
+        "ttft_p50_s": percentile(ttfts, 0.5),
+        "ttft_p99_s": percentile(ttfts, 0.99),
+        "latency_mean_s": mean(latencies),
+        "latency_p50_s": percentile(latencies, 0.5),
+        "slowdown_p99": percentile(slowdowns, 0.99),
+        "delayed_users": len(delayed | unserved) / count,
+        "delayed_in_queue_users": len(delayed_in_queue) / count,
+    }
+
+
+def _throughput(recording: Recording) -> dict[str, float]:
+    """Tokens a second while clients still begin interactions: the tail that drains is nobody's choice."""
+    until_s = max((i.plan.start_s for i in recording.interactions), default=0.0)
+    if until_s <= 0.0:
+        return {
+            "input_tokens_per_s": math.nan,
+            "output_tokens_per_s": math.nan,
+            "makespan_s": recording.ended_s,
+        }
+    inputs = outputs = 0.0
+    for record in recording.calls:
+        input_share, output_share = _shares_until(record, until_s)
+        inputs += input_share * record.input_tokens
+        outputs += output_share * record.output_tokens
+    return {
+        "input_tokens_per_s": inputs / until_s,
+        "output_tokens_per_s": outputs / until_s,
+        "makespan_s": recording.ended_s,
+    }
+
+
+def _interactions(interactions: Sequence[InteractionRecord]) -> dict[str, float]:
+    computed = sum(i.tokens for i in interactions)
+    wasted = sum(i.tokens for i in interactions if i.lost)
+    served: dict[tuple[str, str], bool] = {}
+    for interaction in interactions:
+        user = (interaction.client.tenant, interaction.client.user)
+        full = interaction.complete or interaction.dropped
+        served[user] = served.get(user, True) and full
+    times = [i.ended_s - i.begun_s for i in interactions if i.complete]
+    return {
+        "interactions": float(len(interactions)),
+        "refused_interactions": float(sum(1 for i in interactions if i.refusals)),
+        "lost_interactions": float(sum(1 for i in interactions if i.lost)),
+        "cut_interactions": float(sum(1 for i in interactions if i.lost and i.served)),
+        "token_waste": wasted / computed if computed else 0.0,
+        "serving_experience": mean([float(full) for full in served.values()]),
+        "completion_mean_s": mean(times),
+        "completion_p99_s": percentile(times, 0.99),
+    }
+
+
+def _order(recording: Recording) -> dict[str, float]:
+    """Where the backlog was, and whether the order of dispatch differs from that of arrival."""
+    behind = [record.behind for order in recording.dispatched for record in order]
+    correlations, inverted, pairs, together = [], 0, 0, 0
+    for order in recording.dispatched:
+        known = [record for record in order if not math.isnan(record.dispatched_s)]
+        places = [record.arrival for record in known]
+        correlations.append((len(places), rank_correlation(places)))
+        inverted += inversions(places)
+        pairs += len(places) * (len(places) - 1) // 2
+        arrivals = sorted(record.queued_s for record in known)
+        # Who arrives before another one's dispatch and after its arrival waits together with it.
+        together += sum(
+            bisect_right(arrivals, record.dispatched_s) - bisect_right(arrivals, record.queued_s)
+            for record in known
+        )
+    weight = sum(count for count, _ in correlations) or 1
+    return {
+        "waiting_in_scheduler_p50": percentile(behind, 0.5),
+        "rank_correlation": sum(count * rho for count, rho in correlations) / weight,
+        "inverted_pairs": inverted / pairs if pairs else 0.0,
+        "inverted_waiting_pairs": min(1.0, inverted / together) if together else 0.0,
+    }
+
+
+# -- service ------------------------------------------------------------------------------------------
+
+
+def priced(record: CallRecord) -> float:
+    """VTC's cost of what was computed for a call, in tokens."""
+    return record.input_tokens + _VTC_OUTPUT * record.output_tokens
+
+
+def _shares_until(record: CallRecord, at_s: float) -> tuple[float, float]:
+    """Which share of a call's input and of its output was served by then: the input with the first token,
+    the output evenly from there to the end.
+    """
+    if math.isnan(record.first_token_s) or record.first_token_s > at_s:
+        return 0.0, 0.0
+    if record.ended_s <= at_s:
+        return 1.0, 1.0
+    if math.isnan(record.ended_s):
+        return 1.0, 0.0
+    return 1.0, (at_s - record.first_token_s) / (record.ended_s - record.first_token_s)
+
+
+def served_until(record: CallRecord, at_s: float) -> float:
+    """VTC's cost of what a call had been given by then, in tokens."""
+    input_share, output_share = _shares_until(record, at_s)
+    return input_share * record.input_tokens + output_share * _VTC_OUTPUT * record.output_tokens
+
+
+def _windows(recording: Recording) -> list[tuple[float, float]]:
+    last_s = max(recording.ended_s - WINDOW_S, 0.0)
+    count = int(last_s / WINDOW_STEP_S) + 1
+    return [(i * WINDOW_STEP_S, i * WINDOW_STEP_S + WINDOW_S) for i in range(count)]
+
+
+def _by_user(recording: Recording) -> dict[tuple[str, str], list[CallRecord]]:
+    users: dict[tuple[str, str], list[CallRecord]] = defaultdict(list)
+    for record in recording.calls:
+        client = record.interaction.client
+        users[client.tenant, client.user].append(record)
+    return users
+
+
+def _service(recording: Recording) -> dict[str, float]:
+    """VTC's service difference over windows, and Jain's index of satisfied demand."""
+    users = list(_by_user(recording).values())
+    differences = []
+    for start_s, stop_s in _windows(recording):
+        served, wanted = [], []
+        for calls in users:
+            got = due = 0.0
+            for record in calls:
+                if record.first_sent_s >= stop_s:
+                    continue
+                before = served_until(record, start_s)
+                got += served_until(record, stop_s) - before
+                due += record.plan.input_tokens + _VTC_OUTPUT * record.target_tokens - before
+            served.append(got)
+            wanted.append(due)
+        most = max(served, default=0.0)
+        differences.append(
+            sum(max(0.0, min(most, due) - got) for got, due in zip(served, wanted, strict=True))
+        )
+    until_s = max((i.plan.start_s for i in recording.interactions), default=0.0)
+    satisfied = []
+    for calls in users:
+        due = sum(r.plan.input_tokens + _VTC_OUTPUT * r.target_tokens for r in calls)
+        satisfied.append(sum(served_until(r, until_s) for r in calls) / due)
+    return {
+        "service_difference_max": max(differences, default=math.nan),
+        "service_difference_mean": mean(differences),
+        "jain_satisfaction": jain(satisfied),
+    }
+
+
+def _bound(settings: Settings, kv_tokens: int, recording: Recording) -> dict[str, float]:
+    """The largest difference of normalised service between two flows of one tenant that had calls waiting
+    throughout a window, over the bound 2·U + Δ of the core.
+    """
+    longest = max((record.plan.input_tokens for record in recording.calls), default=0)
+    bound = 2.0 * bound_unit(settings, longest, kv_tokens) + settings.continuation_head_start
+    users = {
+        user: (calls, _merged((r.queued_s, r.dispatched_s) for r in calls if r.dispatched_s > r.queued_s))
+        for user, calls in _by_user(recording).items()
+    }
+    worst = 0.0
+    for start_s, stop_s in _windows(recording):
+        by_tenant: dict[str, list[float]] = defaultdict(list)
+        for (tenant, _), (calls, waits) in users.items():
+            if any(a <= start_s and stop_s <= b for a, b in waits):
+                by_tenant[tenant].append(sum(_normalised(r, start_s, stop_s) for r in calls))
+        for got in by_tenant.values():
+            worst = max(worst, max(got) - min(got))
+    return {"bound": bound, "service_gap": worst, "gap_over_bound": worst / bound}
+
+
+def _normalised(record: CallRecord, start_s: float, stop_s: float) -> float:
+    whole = priced(record)
+    if whole <= 0.0 or math.isnan(record.ended_s):
+        return 0.0
+    return record.charged * (served_until(record, stop_s) - served_until(record, start_s)) / whole
+
+
+def _merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for start_s, stop_s in sorted(spans):
+        if merged and start_s <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop_s))
+        else:
+            merged.append((start_s, stop_s))
+    return merged
+
+
+def bound_unit(settings: Settings, longest_input: int, kv_tokens: int) -> float:
+    """U of the core's bound: `max_a[max(α·L_in + β·L_sys, γ·M)/w_a]/ω_min`. The system prompt is part of
+    the input here.
+    """
+    weights: TokenWeights = settings.tokens
+    applications = tuple(settings.applications.values()) or (settings.default_application,)
+    cheapest = min(typical_cost(application.profile, weights) for application in applications)
+    smallest = min((application.weight for application in applications), default=1.0)
+    most = max(max(weights.input, weights.system) * longest_input, weights.output * kv_tokens)
+    return most / cheapest / smallest
+
+
+def _armed_share(recording: Recording) -> float:
+    armed_s, since_s = 0.0, None
+    for change in recording.transitions:
+        if change.armed:
+            since_s = change.at_s
+        elif since_s is not None:
+            armed_s, since_s = armed_s + change.at_s - since_s, None
+    if since_s is not None:
+        armed_s += recording.ended_s - since_s
+    return armed_s / recording.ended_s if recording.ended_s > 0.0 else 0.0

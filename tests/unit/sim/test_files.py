@@ -1,0 +1,129 @@
+"""Scenario files: what is wrong is told with file, line and field, and nothing is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fairserve.cli import app
+from fairserve.core.catalogue import SCHEDULERS
+from fairserve.sim.errors import InputError
+from fairserve.sim.experiment import experiment
+from fairserve.sim.files import read_scenario
+from fairserve.sim.world import simulate
+
+SHIPPED = sorted((Path(__file__).parents[3] / "bench" / "scenarios").glob("*.yaml"))
+
+SCENARIO = """\
+name: small
+duration_s: 5
+engines:
+  max_num_seqs: 4
+  max_num_batched_tokens: 256
+tenants:
+  t: {weight: 2}
+applications:
+  chat:
+    input_tokens: {lognormal: {median: 50, sigma: 0.5, high: 500}}
+    output_tokens: 5
+classes:
+  - name: users
+    users: 2
+    tenant: t
+    applications: {chat: 1}
+    arrivals: {rate_per_s: 1}
+"""
+
+
+def read(tmp_path: Path, text: str):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    return read_scenario(path)
+
+
+def test_a_scenario_is_read_and_runs(tmp_path):
+    scenario = read(tmp_path, SCENARIO)
+    assert scenario.settings.tenants["t"].weight == 2
+    recording = simulate(scenario, "FairServe", SCHEDULERS["FairServe"], 1)
+    assert {call.output_tokens for call in recording.calls} == {5}
+    assert len(recording.calls) > 3
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_scenarios_are_valid(path):
+    assert read_scenario(path).name == path.stem
+
+
+def test_there_are_shipped_scenarios():
+    assert SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "field", "problem"),
+    [
+        ("duration_s: 5", "duration: 5", 2, "duration", "Extra inputs"),
+        ("duration_s: 5", "duration_s: -5", 2, "duration_s", "greater than 0"),
+        ("duration_s: 5", "duration_s: .nan", 2, "duration_s", "finite"),
+        ("duration_s: 5", "duration_s: .inf", 2, "duration_s", "finite"),
+        ("max_num_seqs: 4", "max_num_seqs: 400", 3, "engines", "max_num_batched_tokens"),
+        (
+            "median: 50",
+            "median: -50",
+            10,
+            "applications.chat.input_tokens.lognormal.median",
+            "greater than 0",
+        ),
+        ("output_tokens: 5", "output_tokens: -5", 11, "applications.chat.output_tokens", "greater than"),
+        ("{rate_per_s: 1}", "{kind: sometimes}", 17, "classes.0.arrivals.kind", "poisson"),
+        ("{chat: 1}", "{chess: 1}", None, "classes.0.applications", "unknown application 'chess'"),
+        ("    tenant: t", "    tenant: u", None, "classes.0.tenant", "unknown tenant 'u'"),
+        ("    users: 2", "    users: 0", 14, "classes.0.users", "greater than or equal to 1"),
+        ("  - name: users", "  - nam: users", 13, "classes.0.name", "required"),
+        ("name: small", "name: small\nname: large", 2, "", "given twice"),
+        ("name: small", "name: [", None, "", ""),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
+    assert old in SCENARIO
+    with pytest.raises(InputError) as raised:
+        read(tmp_path, SCENARIO.replace(old, new, 1))
+    error = raised.value
+    assert error.file.endswith("s.yaml")
+    if line is not None:
+        assert error.line == line
+    assert error.field.startswith(field)
+    assert problem in str(error)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: No such file"):
+        read_scenario(tmp_path / "none.yaml")
+
+
+def test_an_unknown_policy_runs_nothing(tmp_path):
+    with pytest.raises(ValueError, match="unknown policy 'LIFO': one of FCFS"):
+        experiment(read(tmp_path, SCENARIO), ["FCFS", "LIFO"], [1])
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path):
+    path, out = tmp_path / "s.yaml", tmp_path / "out.json"
+    path.write_text(SCENARIO)
+    command = ["sim", "run", str(path), "--policy", "FCFS,FairServe", "--seeds", "2", "--json", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "waiting in" in result.output
+    first = out.read_bytes()
+    assert b"rank_correlation" in first
+    CliRunner().invoke(app, command)
+    assert out.read_bytes() == first, "the same seeds give the same bytes"
+
+
+def test_the_command_says_what_is_wrong_and_writes_nothing(tmp_path):
+    path, out = tmp_path / "s.yaml", tmp_path / "out.json"
+    path.write_text(SCENARIO.replace("duration_s: 5", "duration_s: soon"))
+    result = CliRunner().invoke(app, ["sim", "run", str(path), "--json", str(out)])
+    assert result.exit_code == 2
+    assert "s.yaml:2: duration_s:" in result.output
+    assert not out.exists()
