@@ -28,6 +28,7 @@ Time is an argument and randomness a `random.Random`; nothing in here does I/O.
 """
 
 from fairserve.core.calls import (
+    UNIT,
     Allowance,
     Call,
     Dispatched,
@@ -42,32 +43,45 @@ from fairserve.core.calls import (
     ThrottlingMode,
     Usage,
 )
+from fairserve.core.errors import (
+    CallError,
+    SchedulerError,
+    SettingsError,
+    SnapshotError,
+    TimeError,
+    UnknownCallError,
+)
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.settings import (
     DEFAULT_APPLICATION,
     DEFAULT_TENANT,
     ApplicationSettings,
     InteractionRules,
+    Learning,
     Limit,
     Profile,
     QueueBounds,
     Settings,
     TenantSettings,
     TokenWeights,
+    TotalBounds,
 )
 from fairserve.core.window import DispatchWindow, EngineSample
 
 __all__ = [
     "DEFAULT_APPLICATION",
     "DEFAULT_TENANT",
+    "UNIT",
     "Allowance",
     "ApplicationSettings",
     "Call",
+    "CallError",
     "DispatchWindow",
     "Dispatched",
     "EngineSample",
     "Evicted",
     "InteractionRules",
+    "Learning",
     "Limit",
     "Outcome",
     "Policy",
@@ -78,10 +92,16 @@ __all__ = [
     "RefusalReason",
     "Refused",
     "Scheduler",
+    "SchedulerError",
     "Settings",
+    "SettingsError",
     "Settled",
+    "SnapshotError",
     "TenantSettings",
     "ThrottlingMode",
+    "TimeError",
     "TokenWeights",
+    "TotalBounds",
+    "UnknownCallError",
     "Usage",
 ]
