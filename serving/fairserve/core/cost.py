@@ -4,10 +4,10 @@
 `N(r) = λ·S(r)/w_a + (1 − λ)·S(r)/w̄` relates the price to what a typical call of the application costs
 (w_a) and to the mean over the pool's traffic (w̄). λ = 1 is FairServe, λ = 0 the plain token counter.
 
-**Mislabelling.** Who calls a small request "heavy" divides only the first term: it pays at least 1 − λ of what
-the plain token counter would charge, S/w̄, so it gains at most 1/(1 − λ) over that. Against its own honest label
-it gains at most `1 + λ/(1 − λ)·w̄/w_a`, which is 1/(1 − λ) for a call of average cost; w̄ is of prices paid,
-so that no label moves it.
+**Mislabelling.** Who calls a small request "heavy" divides only the first term: it pays at least 1 − λ of
+what the plain token counter would charge, S/w̄, so it gains at most 1/(1 − λ) over that. Against its own
+honest label it gains at most `1 + λ/(1 − λ)·w̄/w_a`, which is 1/(1 − λ) for a call of average cost. w̄ is a
+mean of prices paid, so that no label moves it.
 
 A cost is rounded to whole units (`calls.UNIT`) once, from the whole usage of a call. A call's charges are
 differences of such costs, so they add up to the cost of what it used at last, to the last unit.

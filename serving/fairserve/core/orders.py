@@ -144,6 +144,8 @@ class RoundRobin(Order):
     def __init__(self, backlog: Backlog) -> None:
         self._ring = deque(backlog.flows_in_order())
         self._known = set(self._ring)
+        #: The flow whose turn it is, which has its quantum already.
+        self._turn: Flow | None = None
 
     def joined(self, flow: Flow) -> None:
         """Behind the others, unless it is in the ring still: a flow leaves it only when its turn comes."""
@@ -161,16 +163,18 @@ class RoundRobin(Order):
                 self._known.discard(flow)
                 # What is left of a turn is lost, what was overspent is not.
                 flow.granted = min(flow.granted, flow.counter)
-            elif flow.granted > flow.counter:
-                return flow.head(continuations_first=False)
-            else:
+                continue
+            if self._turn is not flow:
                 if turns > len(ring):
                     self._skip_rounds()
                     turns = 0
                 flow.granted += self._quantum(flow)
-                if flow.granted <= flow.counter:
-                    ring.rotate(-1)
-                    turns += 1
+                self._turn = flow
+            if flow.granted > flow.counter:
+                return flow.head(continuations_first=False)
+            ring.rotate(-1)
+            self._turn = None
+            turns += 1
         return None
 
     def owes(self, flow: Flow) -> bool:

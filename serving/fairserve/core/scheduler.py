@@ -122,29 +122,16 @@ class Scheduler:
         can't be, TimeError for a time that is none; nothing has changed then.
         """
         backlog = self.backlog
-        body_bytes = call.body_bytes
-        if call.call_id in backlog.calls:
-            raise CallError(f"call {call.call_id} is already queued or running")
-        if not (
-            0 <= call.input_tokens <= MOST_TOKENS
-            and 0 <= call.system_tokens <= MOST_TOKENS
-            and 0 <= body_bytes <= MOST_TOKENS
-        ):
-            raise CallError(f"call {call.call_id}: a size is negative or beyond {MOST_TOKENS}")
-        if not -_FOREVER < now < _FOREVER:
-            raise TimeError(f"now is {now}, must be finite")
+        self._demand_sane(call, now)
         tenant = backlog.tenants.get(call.tenant) or self.tenant(call.tenant)
         application = self.applications.get(call.application, self.other_application)
         flow = tenant.flows.get(call.user) or tenant.flow(call.user)
         part = flow.recent
         if part is None or part.application is not application:
             part = flow.part(application)
-        identity = call.interaction
         interaction = None
-        if identity is not None and part.interactions is not None:
-            interaction = part.interactions.get(identity)
-            if interaction is not None and not interaction.is_open(application.settings.interaction, now):
-                interaction = None
+        if call.interaction is not None and part.interactions is not None:
+            interaction = self._open_interaction(part, part.interactions, call.interaction, now)
         begins = interaction is None
         limited = self._limits_calls or (begins and self._limits_beginnings)
         refusal = None
@@ -152,37 +139,22 @@ class Scheduler:
             refusal = throttle.refusal(part, now, users_only=self._limits_always)
             if refusal is not None and self.settings.mode is ThrottlingMode.ENFORCE:
                 return self._refused(call, flow, interaction, refusal, now)
-        evicted: tuple[Evicted, ...] = ()
-        bounds = self.settings.queue
-        if (
-            tenant.queued >= tenant.max_requests
-            or tenant.bytes + body_bytes > tenant.max_bytes
-            or flow.waiting >= tenant.max_requests_per_user
-            or flow.bytes + body_bytes > tenant.max_bytes_per_user
-            or backlog.queued >= bounds.max_requests
-            or backlog.bytes + body_bytes > bounds.max_bytes
-        ):
-            going = self.overflow.room_for(call, part, bounds, begins=begins)
-            if going is None:
+        evicted: tuple[Evicted, ...] | None = ()
+        if self._is_full(flow, call.body_bytes):
+            evicted = self._make_room(call, part, begins, now)
+            if evicted is None:
                 return self._refused(call, flow, interaction, _QUEUE_FULL, now)
-            evicted = tuple([self._evict(ticket, _QUEUE_FULL, now) for ticket in going])
         if limited and refusal is None:
             throttle.admit(part, now)
-        if identity is not None:
-            if interaction is None:
-                interaction = self.memory.open_interaction(part, identity, now)
-            if interaction is not None:
-                interaction.calls += 1
-                interaction.active += 1
-                if now > interaction.touched:
-                    interaction.touched = now
+        if call.interaction is not None:
+            interaction = self._join(part, call.interaction, interaction, now)
         if not flow.waiting and not flow.running:
             tenant.idle.pop(flow.user, None)
         backlog.add(call, part, now, interaction, not begins)
         if flow.waiting == 1 or (flow.continuing == 1 and not begins):
             self.order.joined(flow)
         if self.overflow.active:
-            self.overflow.note(flow, bounds)
+            self.overflow.note(flow, self.settings.queue)
         return _queued((call.call_id, begins, refusal, evicted))
 
     def dispatch(self, now: float) -> Dispatched | None:
@@ -376,6 +348,58 @@ class Scheduler:
         return tenant
 
     # -- inside -----------------------------------------------------------------------------------
+
+    def _demand_sane(self, call: Call, now: float) -> None:
+        if call.call_id in self.backlog.calls:
+            raise CallError(f"call {call.call_id} is already queued or running")
+        if not (
+            0 <= call.input_tokens <= MOST_TOKENS
+            and 0 <= call.system_tokens <= MOST_TOKENS
+            and 0 <= call.body_bytes <= MOST_TOKENS
+        ):
+            raise CallError(f"call {call.call_id}: a size is negative or beyond {MOST_TOKENS}")
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
+
+    @staticmethod
+    def _open_interaction(
+        part: Part, known: dict[str, Interaction], identity: str, now: float
+    ) -> Interaction | None:
+        interaction = known.get(identity)
+        rules = part.application.settings.interaction
+        return interaction if interaction is not None and interaction.is_open(rules, now) else None
+
+    def _is_full(self, flow: Flow, body_bytes: int) -> bool:
+        """Whether one more call of that size is too much for its user, its tenant or the whole queue."""
+        tenant, backlog, bounds = flow.tenant, self.backlog, self.settings.queue
+        return (
+            tenant.queued >= tenant.max_requests
+            or tenant.bytes + body_bytes > tenant.max_bytes
+            or flow.waiting >= tenant.max_requests_per_user
+            or flow.bytes + body_bytes > tenant.max_bytes_per_user
+            or backlog.queued >= bounds.max_requests
+            or backlog.bytes + body_bytes > bounds.max_bytes
+        )
+
+    def _make_room(self, call: Call, part: Part, begins: bool, now: float) -> tuple[Evicted, ...] | None:
+        """Evict who must go for the call to fit; None if it must go itself."""
+        going = self.overflow.room_for(call, part, self.settings.queue, begins=begins)
+        if going is None:
+            return None
+        return tuple([self._evict(ticket, _QUEUE_FULL, now) for ticket in going])
+
+    def _join(
+        self, part: Part, identity: str, interaction: Interaction | None, now: float
+    ) -> Interaction | None:
+        """Count a call to the interaction that it continues, or begins; None where none can be remembered."""
+        if interaction is None:
+            interaction = self.memory.open_interaction(part, identity, now)
+        if interaction is not None:
+            interaction.calls += 1
+            interaction.active += 1
+            if now > interaction.touched:
+                interaction.touched = now
+        return interaction
 
     def _charge(self, ticket: Ticket, usage: Usage) -> None:
         """Make the cost of `usage` the call's whole charge. The tenant pays it by its weight, its user by the
