@@ -243,7 +243,7 @@ def document(figures: list[Figure]) -> dict[str, Any]:
     return {
         "name": "core",
         "commit": _commit(),
-        "machine": f"{_processor()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{_processor()}, {platform.system()}, Python {platform.python_version()}",
         "seed": SEED,
         "figures": [vars(one) for one in figures],
     }
@@ -277,7 +277,8 @@ def main() -> int:
         figures += sybil(SYBILS)
     for one in figures:
         print(
-            f"{one.value:>10.2f} ± {one.spread:<8.2f}{one.unit:6} {one.goal:>10}  {'met' if one.met else 'NOT MET':8}{one.name}"
+            f"{one.value:>10.2f} ± {one.spread:<8.2f}{one.unit:6} {one.goal:>10}  "
+            f"{'met' if one.met else 'NOT MET':8}{one.name}"
         )
     result = document(figures)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -301,3 +301,16 @@ def test_calls_of_a_tenant_and_an_application_that_are_gone_go_on(make_rig):
     assert rig.finish(running.call_id).tenant == "a"
     assert rig.serve() != waiting.call_id or rig.scheduler.queued == 0
     assert rig.scheduler.queued == 0
+
+
+def test_a_refund_moves_who_gets_it_forward(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    rig.enqueue("b", input_tokens=2_000)
+    for _ in range(5):
+        rig.enqueue("b")
+        rig.enqueue("a")
+    dear, *others = [rig.dispatch() for _ in range(4)]
+    assert rig.owner(dear) == "b"
+    assert [rig.owner(dispatched) for dispatched in others] == ["a"] * 3
+    rig.scheduler.finish(dear.call_id, Usage(1, 0), Outcome.CANCELLED, 0.0)
+    assert rig.owner(rig.dispatch()) == "b", "what it was charged too much counts no more"
