@@ -36,6 +36,7 @@ from fairserve.core import (
     TenantSettings,
     Usage,
 )
+from fairserve.core.memory import MOST_IDLE_FLOWS, MOST_INTERACTIONS
 
 SEED = 1
 CALLS_A_ROUND = 4_000
@@ -233,9 +234,8 @@ def sybil(users: int) -> list[Figure]:
             scheduler.expire(now)
             most = max(most, sum(len(tenant.flows) for tenant in scheduler.backlog.tenants.values()))
     scheduler.check()
-    return [
-        figure(f"flows known at most under {users:,} users of one tenant", [float(most)], "flows", 70_000.0)
-    ]
+    bound = float(MOST_IDLE_FLOWS + MOST_INTERACTIONS)
+    return [figure(f"flows known at most under {users:,} users of one tenant", [float(most)], "flows", bound)]
 
 
 def document(figures: list[Figure]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Scheduler:
         if call.interaction is not None:
             interaction = self._join(part, call.interaction, interaction, now)
         if not flow.waiting and not flow.running:
-            tenant.idle.pop(flow.user, None)
+            self.memory.wakes(flow)
         backlog.add(call, part, now, interaction, not begins)
         if flow.waiting == 1 or (flow.continuing == 1 and not begins):
             self.order.joined(flow)

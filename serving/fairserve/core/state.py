@@ -14,6 +14,7 @@ from fairserve.core.errors import SnapshotError
 from fairserve.core.flows import RUNS, WAITS, Flow, Part, TenantQueue
 from fairserve.core.interactions import Interaction
 from fairserve.core.limits import Window
+from fairserve.core.memory import Memory
 from fairserve.core.orders import LeastServed
 from fairserve.core.prediction import ApplicationState
 from fairserve.core.settings import Limit, Profile
@@ -171,7 +172,7 @@ class _User:
         known = {state.name: state for state in scheduler.known_applications()}
         for name, kept in self.parts.items():
             if name in known:
-                kept.apply(flow.part(known[name]))
+                kept.apply(flow.part(known[name]), scheduler.memory)
 
 
 class _Part:
@@ -184,11 +185,13 @@ class _Part:
             for identity, (opened, touched, calls, tokens) in data["interactions"].items()
         }
 
-    def apply(self, part: Part) -> None:
+    def apply(self, part: Part, memory: Memory) -> None:
         part.input_tokens, part.system_tokens, part.output_tokens = self.averages
         part.samples, part.window = self.samples, self.window
         tenant = part.flow.tenant
-        tenant.interactions += len(self.interactions) - len(part.interactions or ())
+        more = len(self.interactions) - len(part.interactions or ())
+        tenant.interactions += more
+        memory.interactions += more
         part.interactions = self.interactions or None
 
 
@@ -250,6 +253,9 @@ def check(scheduler: Scheduler) -> None:
     assert backlog.queued == sum(line.waiting for line in backlog.timelines.values()), (
         "a call has no timeline"
     )
+    memory = scheduler.memory
+    assert memory.idle_flows == sum(len(tenant.idle) for tenant in tenants), "idle flows are off"
+    assert memory.interactions == sum(tenant.interactions for tenant in tenants), "interactions are off"
     tokens = sum(ticket.call.input_tokens + ticket.charged_output for ticket in running)
     assert tokens == scheduler.inflight_tokens, "tokens in flight are off"
     if isinstance(scheduler.order, LeastServed):

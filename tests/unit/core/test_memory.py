@@ -56,26 +56,33 @@ def test_a_flow_with_debts_a_window_or_an_open_interaction_is_remembered(make_ri
 
 
 def test_a_sybil_pushes_out_its_own_flows_and_nobody_elses(make_rig, monkeypatch):
-    monkeypatch.setattr(memory, "MOST_IDLE_FLOWS", 400)
+    monkeypatch.setattr(memory, "MOST_IDLE_FLOWS", 100)
     rig = make_rig()
-    rig.enqueue("b", user="quiet")
-    rig.serve()
-    for user in range(1_000):
-        rig.enqueue("a", user=f"sybil-{user}")
+    for user in range(40):
+        rig.enqueue("b", user=f"quiet-{user}")
         rig.serve()
-    assert len(rig.scheduler.tenant("a").flows) <= 201
-    assert "quiet" in rig.scheduler.tenant("b").flows
+    for user in range(300):
+        rig.enqueue("a", user=f"sybil-{user}", interaction="i" if user % 10 == 0 else None)
+        rig.serve()
+    assert len(rig.scheduler.tenant("b").flows) == 40
+    sybils = rig.scheduler.tenant("a").flows
+    assert len(sybils) == 60
+    assert all(f"sybil-{user}" in sybils for user in range(0, 300, 10)), "open interactions keep their flows"
 
 
-def test_beyond_its_fill_of_interactions_a_tenants_calls_stand_alone(make_rig, monkeypatch):
-    monkeypatch.setattr(memory, "MOST_INTERACTIONS", 1)
+def test_with_too_many_interactions_a_tenants_further_calls_stand_alone(make_rig, monkeypatch):
+    monkeypatch.setattr(memory, "MOST_INTERACTIONS", 40)
     rig = make_rig()
+    rig.enqueue("b", user="other", interaction="i")
+    rig.serve()
     for n in range(100):
         rig.enqueue(user=f"u{n}", interaction="i")
         rig.serve()
-    assert rig.scheduler.tenant("a").interactions == 64
+    assert rig.scheduler.tenant("a").interactions == 39
     assert not rig.enqueue(user="u0", interaction="i").begins_interaction, "an open one is never pushed out"
     assert rig.enqueue(user="u99", interaction="i").begins_interaction
+    rig.enqueue("b", user="other", interaction="j")
+    assert not rig.enqueue("b", user="other", interaction="j").begins_interaction, "b has not had its part"
 
 
 def test_closed_interactions_of_a_busy_flow_take_no_memory(make_rig):
