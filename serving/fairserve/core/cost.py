@@ -16,6 +16,7 @@ differences of such costs, so they add up to the cost of what it used at last, t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from fairserve.core.calls import UNIT, Usage
 from fairserve.core.settings import Profile, TokenWeights
@@ -59,15 +60,13 @@ def plain_price(input_tokens: int, system_tokens: int, output_tokens: int, tarif
 
 def sane(usage: Usage) -> Usage:
     """The usage with what can't be made good: negative and NaN count as nothing, cached is part of input."""
-    input_tokens, output_tokens, cached = usage.input_tokens, usage.output_tokens, usage.cached_tokens
-    if 0 <= cached <= input_tokens <= MOST_TOKENS and 0 <= output_tokens <= MOST_TOKENS:
-        return usage
-    input_tokens, output_tokens, cached = map(_tokens, (input_tokens, output_tokens, cached))
-    return Usage(input_tokens, output_tokens, min(cached, input_tokens))
+    told: Any = usage
+    input_tokens = _tokens(told.input_tokens)
+    return Usage(input_tokens, _tokens(told.output_tokens), min(_tokens(told.cached_tokens), input_tokens))
 
 
-def _tokens(count: float) -> int:
-    return min(MOST_TOKENS, int(min(count, MOST_TOKENS))) if count > 0 else 0
+def _tokens(count: Any) -> int:
+    return int(min(count, MOST_TOKENS)) if count > 0 else 0
 
 
 def typical_cost(profile: Profile, tariff: Tariff) -> float:

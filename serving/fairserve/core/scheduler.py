@@ -217,9 +217,10 @@ class Scheduler:
             raise UnknownCallError(f"call {call_id} does not run")
         if not -_FOREVER < now < _FOREVER:
             raise TimeError(f"now is {now}, must be finite")
+        told: Any = usage  # what the engine says need not be what it should
         if not (
-            0 <= usage.cached_tokens <= usage.input_tokens <= MOST_TOKENS
-            and 0 <= usage.output_tokens <= MOST_TOKENS
+            0 <= told.cached_tokens <= told.input_tokens <= MOST_TOKENS
+            and 0 <= told.output_tokens <= MOST_TOKENS
         ):
             usage = sane(usage)
         del backlog.calls[call_id]
@@ -352,10 +353,11 @@ class Scheduler:
     def _demand_sane(self, call: Call, now: float) -> None:
         if call.call_id in self.backlog.calls:
             raise CallError(f"call {call.call_id} is already queued or running")
+        told: Any = call  # what its sender says need not be what it should
         if not (
-            0 <= call.input_tokens <= MOST_TOKENS
-            and 0 <= call.system_tokens <= MOST_TOKENS
-            and 0 <= call.body_bytes <= MOST_TOKENS
+            0 <= told.input_tokens <= MOST_TOKENS
+            and 0 <= told.system_tokens <= MOST_TOKENS
+            and 0 <= told.body_bytes <= MOST_TOKENS
         ):
             raise CallError(f"call {call.call_id}: a size is negative or beyond {MOST_TOKENS}")
         if not -_FOREVER < now < _FOREVER:
