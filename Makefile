@@ -35,6 +35,10 @@ test: $(STAMP) ## All tests, with the real parts they need (built once and cache
 test-unit: $(STAMP) ## The tests that need no real part.
 	$(BIN)/pytest tests/unit tests/property
 
+.PHONY: paper
+paper: $(STAMP) ## The paper's experiments on the simulator: docs/paper.md and build/bench/paper.json; TRACES=DIR adds public traces.
+	PYTHONPATH=. $(BIN)/python -m bench.paper $(if $(TRACES),--traces $(TRACES))
+
 .PHONY: check
 check: lint types imports generated test ## Exactly what CI runs.
 

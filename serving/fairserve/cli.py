@@ -279,7 +279,9 @@ def sim_calibrate(
     step_tokens: Annotated[
         int, typer.Option(help="The engine's --max-num-batched-tokens; it doesn't tell.", min=1)
     ] = 2048,
-    rounds: Annotated[int, typer.Option(help="How often each shape of request is measured.", min=1)] = 1,
+    rounds: Annotated[
+        int, typer.Option(help="How often each shape of request is measured; the median counts.", min=1)
+    ] = 3,
 ) -> None:
     """Measure an engine over HTTP and fit the simulator's step costs to it.
 

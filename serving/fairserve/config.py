@@ -186,6 +186,8 @@ class SchedulerConfig(_Document):
         for header in self.identity.headers:
             if header.tenant not in tenants:
                 raise ValueError(f"identity.headers: unknown tenant {header.tenant!r}")
+        # What the scheduler would refuse is refused here, before anything else changes.
+        core.validate(self.settings())
         return self
 
     @property

@@ -1,6 +1,7 @@
 """What goes into the scheduler and what comes out: calls, usage and decisions.
 
-Everything here is a frozen value. Expected results are decisions, not exceptions; the sidecar turns
+Everything here is an immutable value; the three made for every call are tuples, which are quicker to make
+than frozen dataclasses. Expected results are decisions, not exceptions; the sidecar turns
 them into HTTP and metrics, the simulator into statistics. The enums are the label values of metrics.
 """
 
@@ -8,6 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
+
+#: Units of cost in one typical call. Charges are whole units, so that they add up exactly.
+UNIT = 1_000_000_000
 
 
 class Policy(StrEnum):
@@ -97,16 +102,15 @@ class Allowance:
     reset_s: float  #: seconds until one more interaction is admitted or a used one is given back; 0 if unused
 
 
-@dataclass(frozen=True, slots=True)
-class Queued:
+class Queued(NamedTuple):
     """The call waits. `would_refuse` is set in Shadow mode, where it would have been refused.
 
+    `begins_interaction` is the server's word: a call that claims to continue what is not open begins.
     `evicted` names the calls that left the queue to make room, each with its reason.
     """
 
     call_id: int
     begins_interaction: bool
-    interaction: str
     would_refuse: Refusal | None = None
     evicted: tuple[Evicted, ...] = ()
 
@@ -129,30 +133,40 @@ class Evicted:
     wasted_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
-    """The call goes to the engine now. `charged` is its predicted normalised cost; `wait_s` its queue time.
+class Dispatched(NamedTuple):
+    """The call goes to the engine now. `units` is its predicted cost, which is charged already.
 
-    `priority` is for engines that schedule by priority: smaller goes first, and follows the counters.
+    `wait_s` is its time in the queue. `priority` is for engines that schedule by priority: smaller goes
+    first, as in the scheduler's own order.
     """
 
     call_id: int
     wait_s: float
-    charged: float
+    units: int
     predicted_output_tokens: int
     priority: int
 
+    @property
+    def charged(self) -> float:
+        """The predicted normalised cost: 1.0 is one typical call."""
+        return self.units / UNIT
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+
+class Settled(NamedTuple):
     """The call has ended and its charge is final.
 
-    `service` is its normalised cost, before division by weights.
+    `units` is its normalised cost, before division by weights, in whole units of a billionth of a typical
+    call: what a tenant is charged is their exact sum.
     """
 
     call_id: int
     tenant: str
     application: str
     outcome: Outcome
-    service: float
+    units: int
     usage: Usage
+
+    @property
+    def service(self) -> float:
+        """The normalised cost: 1.0 is one typical call."""
+        return self.units / UNIT

@@ -1,113 +1,293 @@
 """What waits: calls in flows, flows in tenants, and all of them in order of arrival.
 
-The backlog knows who has what waiting and whose counter is where. It decides nothing: policies read it.
-Every operation costs O(log n) in tenants and users; nothing scans all flows.
+The backlog knows who has what waiting, and holds for every flow, tenant and application what is remembered of
+it. It decides nothing: orders, the throttle and the scheduler do. Calls are linked through their own tickets,
+so that any of them leaves in O(1), and an idle flow holds no queue.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 
 from fairserve.core.calls import Call
-from fairserve.core.counters import Lanes, Member
+from fairserve.core.cost import Tariff
+from fairserve.core.counters import CounterQueue, Member
 from fairserve.core.interactions import Interaction
+from fairserve.core.limits import Window
+from fairserve.core.prediction import ApplicationState
+from fairserve.core.settings import TenantSettings
+
+#: Where a call is in its life.
+WAITS, RUNS, GONE = 0, 1, 2
 
 
-@dataclass(slots=True, eq=False)
 class Ticket:
-    """One waiting call and its place."""
+    """One known call: its place while it waits, its charge while it runs."""
 
-    call: Call
-    flow: Flow
-    arrived: float  #: seconds, on the caller's clock
-    deadline: float  #: when it leaves the queue undispatched
-    continues: bool  #: whether it continues an admitted interaction
-    interaction: Interaction | None  #: None where the client gave no id: the call is its own interaction
+    __slots__ = (
+        "after",
+        "application_weight",
+        "arrived",
+        "before",
+        "call",
+        "charged_output",
+        "continues",
+        "flow",
+        "interaction",
+        "number",
+        "part",
+        "rate",
+        "stage",
+        "tariff",
+        "tenant_weight",
+        "timeline",
+        "units",
+    )
+
+    # Written only when the call is dispatched; until then reading them is an error.
+    tariff: Tariff  #: prices of tokens in force at dispatch, so that all its charges are one function
+    rate: float  #: units for one priced token
+    tenant_weight: float
+    application_weight: float
+    charged_output: int  #: output tokens charged so far: the prediction, then what exceeds it
+    units: int  #: charged so far
+
+    def __init__(
+        self,
+        call: Call,
+        part: Part,
+        timeline: Timeline,
+        arrived: float,
+        number: int,
+        interaction: Interaction | None,
+        continues: bool,
+    ) -> None:
+        self.call = call
+        self.part = part
+        self.flow = part.flow
+        self.timeline = timeline
+        self.arrived = arrived  #: seconds, on the caller's clock
+        self.number = number  #: its place in the order of arrival
+        #: None where the client gave no id: the call is its own interaction.
+        self.interaction = interaction
+        self.continues = continues  #: whether it continues an admitted interaction
+        self.stage = WAITS
+        self.before: Ticket | None = None
+        self.after: Ticket | None = None
+
+
+class Timeline:
+    """Calls that may wait equally long, in order of arrival: the first is the first to expire. Those that
+    wait no longer are dropped when they come first, or all at once when they outnumber the others.
+    """
+
+    __slots__ = ("calls", "max_wait_s", "waiting")
+
+    #: Calls that are gone are swept when they outnumber the waiting ones by this many.
+    SLACK = 64
+
+    def __init__(self, max_wait_s: float) -> None:
+        self.max_wait_s = max_wait_s
+        self.calls: deque[Ticket] = deque()
+        self.waiting = 0
+
+    def first(self) -> Ticket | None:
+        """The call that has waited longest."""
+        calls = self.calls
+        while calls:
+            if calls[0].stage == WAITS:
+                return calls[0]
+            calls.popleft()
+        return None
+
+    def sweep(self) -> None:
+        """Drop calls that wait no longer."""
+        self.calls = deque(ticket for ticket in self.calls if ticket.stage == WAITS)
+
+
+class Part:
+    """What is remembered of one flow in one application: its averages, its window, its interactions."""
+
+    __slots__ = (
+        "application",
+        "flow",
+        "input_tokens",
+        "interactions",
+        "output_tokens",
+        "prune_at",
+        "samples",
+        "system_tokens",
+        "window",
+    )
+
+    def __init__(self, flow: Flow, application: ApplicationState) -> None:
+        self.flow = flow
+        self.application = application
+        #: Moving averages over completed calls, and how many there were.
+        self.input_tokens = 0.0
+        self.system_tokens = 0.0
+        self.output_tokens = 0.0
+        self.samples = 0
+        #: Admissions under the application's limit for a user.
+        self.window: Window | None = None
+        #: Interactions that may be open, by the id that the client gave.
+        self.interactions: dict[str, Interaction] | None = None
+        #: How many of them are remembered before the closed ones are looked for.
+        self.prune_at = 16
 
 
 class Flow(Member):
     """One (tenant, user) pair: what it has waiting and how much service it has had."""
 
     __slots__ = (
-        "beginning",
-        "continuing",
-        "deficit",
+        "bytes",
+        "first",
+        "first_continuing",
+        "granted",
         "idle_since",
-        "output_tokens",
+        "last",
+        "last_continuing",
+        "parts",
+        "recent",
         "running",
         "tenant",
         "user",
+        "waiting",
+        "window",
     )
 
     def __init__(self, tenant: TenantQueue, user: str) -> None:
         super().__init__()
         self.tenant = tenant
         self.user = user
-        #: Waiting calls by id, in order of arrival.
-        self.continuing: OrderedDict[int, Ticket] = OrderedDict()
-        self.beginning: OrderedDict[int, Ticket] = OrderedDict()
+        #: First and last of the waiting calls that begin an interaction, and of those that continue one. They
+        #: are linked by `before` and `after` in order of arrival.
+        self.first: Ticket | None = None
+        self.last: Ticket | None = None
+        self.first_continuing: Ticket | None = None
+        self.last_continuing: Ticket | None = None
+        #: Calls that wait, and the bytes of their bodies.
+        self.waiting = 0
+        self.bytes = 0
         #: Calls in the engine.
         self.running = 0
-        #: What is left of its turn, in normalised cost, under round robin.
-        self.deficit = 0.0
+        #: Up to where its counter may go in its turn, under round robin.
+        self.granted = 0
         self.idle_since = 0.0
-        #: Moving average of output tokens a call, by application, with the number of samples.
-        self.output_tokens: dict[str, tuple[float, int]] = {}
+        #: Admissions under the tenant's limit for a user.
+        self.window: Window | None = None
+        #: By the name of the application, and the one used last, which is mostly the next.
+        self.parts: dict[str, Part] = {}
+        self.recent: Part | None = None
 
-    @property
-    def waiting(self) -> int:
-        """Calls that wait."""
-        return len(self.continuing) + len(self.beginning)
+    def head(self, *, continuations_first: bool) -> Ticket | None:
+        """The next call: continuations first where that is asked for, otherwise first come, first served."""
+        begins = self.first
+        if not self.continuing:
+            return begins
+        continues = self.first_continuing
+        if continuations_first or begins is None or continues is None:
+            return continues
+        return continues if continues.number < begins.number else begins
 
-    @property
-    def head(self) -> Ticket | None:
-        """The next call: continuations first, otherwise first come, first served."""
-        queue = self.continuing or self.beginning
-        return next(iter(queue.values())) if queue else None
+    def unlink(self, ticket: Ticket) -> None:
+        """Take a waiting call out from between its neighbours."""
+        before, after = ticket.before, ticket.after
+        if before is not None:
+            before.after = after
+        elif ticket.continues:
+            self.first_continuing = after
+        else:
+            self.first = after
+        if after is not None:
+            after.before = before
+        elif ticket.continues:
+            self.last_continuing = before
+        else:
+            self.last = before
+        ticket.before = ticket.after = None
 
+    def beginning(self) -> Iterator[Ticket]:
+        """Waiting calls that begin an interaction, newest first."""
+        ticket = self.last
+        while ticket is not None:
+            yield ticket
+            ticket = ticket.before
 
-class DepthIndex:
-    """Which flow of a tenant has most beginning calls waiting. O(1): a depth changes by one at a time."""
+    def continuations(self) -> Iterator[Ticket]:
+        """Waiting calls that continue one, newest first."""
+        ticket = self.last_continuing
+        while ticket is not None:
+            yield ticket
+            ticket = ticket.before
 
-    def __init__(self) -> None:
-        self._at_depth: dict[int, dict[Flow, None]] = {}
-        self._deepest = 0
-
-    def moved(self, flow: Flow, before: int, after: int) -> None:
-        """Record that a flow's depth changed from `before` to `after`, which differ by one."""
-        if before:
-            self._at_depth[before].pop(flow)
-            if not self._at_depth[before]:
-                del self._at_depth[before]
-        if after:
-            self._at_depth.setdefault(after, {})[flow] = None
-        if after > self._deepest or (before == self._deepest and before not in self._at_depth):
-            self._deepest = after
-
-    @property
-    def deepest(self) -> Flow | None:
-        """A flow with most beginning calls waiting; None if none has any."""
-        return next(iter(self._at_depth[self._deepest])) if self._deepest else None
+    def part(self, application: ApplicationState) -> Part:
+        """What is remembered of it in an application, new if nothing is."""
+        part = self.parts.get(application.name)
+        if part is None:
+            part = self.parts[application.name] = Part(self, application)
+        self.recent = part
+        return part
 
 
 class TenantQueue(Member):
     """One tenant: its flows, and how much service it has had."""
 
-    __slots__ = ("continuing", "depths", "flows", "lanes", "name", "queued", "running", "service")
+    __slots__ = (
+        "bytes",
+        "flows",
+        "idle",
+        "interactions",
+        "max_bytes",
+        "max_bytes_per_user",
+        "max_requests",
+        "max_requests_per_user",
+        "name",
+        "per_user",
+        "queue",
+        "queued",
+        "running",
+        "service",
+        "settings",
+        "timeline",
+        "total",
+        "weight",
+        "window",
+        "windows",
+    )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, settings: TenantSettings, head_start: int) -> None:
         super().__init__()
         self.name = name
+        self.adopt(settings)
         self.flows: dict[str, Flow] = {}
-        self.lanes: Lanes[Flow] = Lanes()
-        self.depths = DepthIndex()
+        self.queue: CounterQueue[Flow] = CounterQueue(head_start)
+        #: Flows with nothing waiting or running, least recently used first.
+        self.idle: OrderedDict[str, Flow] = OrderedDict()
         self.queued = 0
-        #: How many of the queued calls continue an interaction.
-        self.continuing = 0
+        self.bytes = 0
         self.running = 0
-        #: Normalised cost of everything charged to it, not divided by weights.
-        self.service = 0.0
+        #: Units charged to it for calls of its own here, not divided by weights.
+        self.service = 0
+        #: Interactions that are remembered.
+        self.interactions = 0
+        #: Admissions under its limit in total, and under applications' limits for a tenant.
+        self.window: Window | None = None
+        self.windows: dict[str, Window] = {}
+
+    def adopt(self, settings: TenantSettings) -> None:
+        """Take settings; what waits keeps the time it may wait."""
+        self.settings = settings
+        # Copies of what is read for every call: fewer objects to touch.
+        self.weight = settings.weight
+        self.per_user, self.total = settings.per_user, settings.total
+        queue = settings.queue
+        self.max_requests, self.max_bytes = queue.max_requests, queue.max_bytes
+        self.max_requests_per_user = queue.max_requests_per_user or queue.max_requests
+        self.max_bytes_per_user = queue.max_bytes_per_user or queue.max_bytes
+        #: Where its next call waits; None after a change.
+        self.timeline: Timeline | None = None
 
     def flow(self, user: str) -> Flow:
         """The flow of a user, new if it is not known."""
@@ -118,52 +298,103 @@ class TenantQueue(Member):
 
 
 class Backlog:
-    """All waiting calls."""
+    """All tenants, and all calls that wait or run."""
+
+    __slots__ = ("bytes", "calls", "number", "queued", "running", "tenants", "timelines")
 
     def __init__(self) -> None:
         self.tenants: dict[str, TenantQueue] = {}
-        self.lanes: Lanes[TenantQueue] = Lanes()
-        #: Every waiting call by id, in order of arrival.
-        self.arrivals: OrderedDict[int, Ticket] = OrderedDict()
+        self.calls: dict[int, Ticket] = {}
+        self.timelines: dict[float, Timeline] = {}
+        self.queued = 0
+        self.bytes = 0
+        self.running = 0
+        #: Calls that came so far.
+        self.number = 0
 
-    def __len__(self) -> int:
-        return len(self.arrivals)
-
-    def tenant(self, name: str) -> TenantQueue:
-        """The queue of a tenant, new if it is not known."""
-        tenant = self.tenants.get(name)
-        if tenant is None:
-            tenant = self.tenants[name] = TenantQueue(name)
-        return tenant
-
-    def add(self, ticket: Ticket) -> None:
-        """Let a call wait."""
-        flow, tenant, call_id = ticket.flow, ticket.flow.tenant, ticket.call.call_id
-        self.arrivals[call_id] = ticket
-        tenant.queued += 1
-        if ticket.continues:
-            flow.continuing[call_id] = ticket
-            tenant.continuing += 1
-        else:
-            flow.beginning[call_id] = ticket
-            tenant.depths.moved(flow, len(flow.beginning) - 1, len(flow.beginning))
-        self._place(flow)
-
-    def remove(self, call_id: int) -> Ticket:
-        """Take a call out. Raises KeyError if it does not wait."""
-        ticket = self.arrivals.pop(call_id)
-        flow, tenant = ticket.flow, ticket.flow.tenant
-        tenant.queued -= 1
-        if ticket.continues:
-            del flow.continuing[call_id]
-            tenant.continuing -= 1
-        else:
-            del flow.beginning[call_id]
-            tenant.depths.moved(flow, len(flow.beginning) + 1, len(flow.beginning))
-        self._place(flow)
-        return ticket
-
-    def _place(self, flow: Flow) -> None:
+    def add(
+        self, call: Call, part: Part, now: float, interaction: Interaction | None, continues: bool
+    ) -> None:
+        """Let a call wait, behind its flow's others of its kind."""
+        flow = part.flow
         tenant = flow.tenant
-        tenant.lanes.place(flow, waiting=flow.waiting > 0, continues=bool(flow.continuing))
-        self.lanes.place(tenant, waiting=tenant.queued > 0, continues=tenant.continuing > 0)
+        timeline = tenant.timeline
+        if timeline is None:
+            timeline = tenant.timeline = self._timeline(tenant.settings.queue.max_wait_s)
+        self.number = number = self.number + 1
+        ticket = Ticket(call, part, timeline, now, number, interaction, continues)
+        self.calls[call.call_id] = ticket
+        timeline.calls.append(ticket)
+        timeline.waiting += 1
+        if continues:
+            flow.continuing += 1
+            tenant.continuing += 1
+            last = flow.last_continuing
+            flow.last_continuing = ticket
+            if last is None:
+                flow.first_continuing = ticket
+            else:
+                last.after = ticket
+                ticket.before = last
+        else:
+            last = flow.last
+            flow.last = ticket
+            if last is None:
+                flow.first = ticket
+            else:
+                last.after = ticket
+                ticket.before = last
+        body_bytes = call.body_bytes
+        if body_bytes:
+            flow.bytes += body_bytes
+            tenant.bytes += body_bytes
+            self.bytes += body_bytes
+        flow.waiting += 1
+        tenant.queued += 1
+        self.queued += 1
+
+    def take(self, ticket: Ticket, stage: int) -> None:
+        """Take a call out of the queue. The caller drops it from `calls` if it is gone."""
+        flow = ticket.flow
+        tenant = flow.tenant
+        if ticket.continues:
+            flow.continuing -= 1
+            tenant.continuing -= 1
+        flow.unlink(ticket)
+        ticket.stage = stage
+        timeline = ticket.timeline
+        timeline.waiting = waiting = timeline.waiting - 1
+        if len(timeline.calls) > 2 * waiting + 64:
+            timeline.sweep()
+        body_bytes = ticket.call.body_bytes
+        if body_bytes:
+            flow.bytes -= body_bytes
+            tenant.bytes -= body_bytes
+            self.bytes -= body_bytes
+        flow.waiting -= 1
+        tenant.queued -= 1
+        self.queued -= 1
+
+    def drop_empty_timelines(self) -> None:
+        """Forget waits that no tenant has any more."""
+        used = {tenant.timeline for tenant in self.tenants.values()}
+        for timeline in [line for line in self.timelines.values() if not line.waiting and line not in used]:
+            del self.timelines[timeline.max_wait_s]
+
+    def flows_in_order(self) -> list[Flow]:
+        """Flows with something waiting, by their first call's arrival."""
+        waiting = [ticket for ticket in self.calls.values() if ticket.stage == WAITS]
+        waiting.sort(key=lambda ticket: ticket.number)
+        return list(dict.fromkeys(ticket.flow for ticket in waiting))
+
+    @property
+    def oldest(self) -> Ticket | None:
+        """The waiting call that came first."""
+        heads = [head for line in self.timelines.values() if (head := line.first()) is not None]
+        return min(heads, key=lambda ticket: ticket.number, default=None)
+
+    def _timeline(self, max_wait_s: float) -> Timeline:
+        timeline = self.timelines.get(max_wait_s)
+        if timeline is None:
+            timeline = self.timelines[max_wait_s] = Timeline(max_wait_s)
+        return timeline

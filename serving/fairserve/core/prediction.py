@@ -6,9 +6,16 @@ bytes per input token per application. A prediction only places a charge early; 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fairserve.core.calls import Call, Usage
-from fairserve.core.flows import Flow
-from fairserve.core.settings import ApplicationSettings
+from fairserve.core.cost import Tariff, typical_cost
+from fairserve.core.learning import Learner
+from fairserve.core.settings import ApplicationSettings, Profile
+from fairserve.core.sharing import SharedWindow
+
+if TYPE_CHECKING:
+    from fairserve.core.flows import Part
 
 #: Weight of the newest sample.
 _SMOOTHING = 0.1
@@ -16,45 +23,88 @@ _SMOOTHING = 0.1
 _FLOW_SAMPLES = 3
 #: Bytes of JSON body per input token, before anything is learned: English text in a chat body.
 _BYTES_PER_TOKEN = 4.0
+#: Samples after which an average moves by `_SMOOTHING`.
+_PLAIN = 10
 
 
-class Predictor:
-    """Learns from finished calls."""
+class ApplicationState:
+    """One application: its settings, its profile in force, and what finished calls taught."""
 
-    def __init__(self) -> None:
-        #: By application: average output tokens a call, and samples.
-        self.output_by_application: dict[str, tuple[float, int]] = {}
-        #: By application: average bytes of body per input token, and samples.
-        self.bytes_per_token: dict[str, tuple[float, int]] = {}
+    __slots__ = (
+        "bytes_per_token",
+        "learner",
+        "name",
+        "output_samples",
+        "output_tokens",
+        "profile",
+        "ratio_samples",
+        "settings",
+        "shared",
+        "typical",
+        "weight",
+    )
 
-    def output_tokens(self, call: Call, flow: Flow, application: ApplicationSettings) -> int:
+    def __init__(self, name: str, settings: ApplicationSettings, tariff: Tariff) -> None:
+        self.name = name
+        #: Average output tokens a call, and samples.
+        self.output_tokens = 0.0
+        self.output_samples = 0
+        #: Average bytes of body per input token, and samples.
+        self.bytes_per_token = _BYTES_PER_TOKEN
+        self.ratio_samples = 0
+        #: Admissions under the limit over all tenants.
+        self.shared: SharedWindow | None = None
+        self.learner: Learner | None = None
+        self.configure(settings, tariff)
+
+    def configure(self, settings: ApplicationSettings, tariff: Tariff) -> None:
+        """Take other settings. A learned profile stays while learning stays."""
+        self.settings = settings
+        self.weight = settings.weight
+        if settings.learning is None:
+            self.learner = None
+        elif self.learner is None:
+            self.learner = Learner(settings.profile, settings.learning)
+        else:
+            self.learner.settings = settings.learning
+        self.adopt(settings.profile if self.learner is None else self.learner.profile, tariff)
+
+    def adopt(self, profile: Profile, tariff: Tariff) -> None:
+        """Relate costs to another profile from now on."""
+        self.profile = profile
+        self.typical = typical_cost(profile, tariff)  #: w_a
+
+    def predict(self, call: Call, part: Part) -> int:
         """Expected output of a call, never above what its client allows."""
-        average, samples = flow.output_tokens.get(call.application, (0.0, 0))
-        if samples < _FLOW_SAMPLES:
-            average, samples = self.output_by_application.get(call.application, (0.0, 0))
-        if samples < _FLOW_SAMPLES:
-            average = application.profile.output_tokens
-        expected = max(1, round(average))
-        return expected if call.max_output_tokens is None else min(expected, call.max_output_tokens)
+        if part.samples >= _FLOW_SAMPLES:
+            average = part.output_tokens
+        elif self.output_samples >= _FLOW_SAMPLES:
+            average = self.output_tokens
+        else:
+            average = self.profile.output_tokens
+        expected = int(average + 0.5) or 1
+        most = call.max_output_tokens
+        return expected if most is None or expected <= most else max(0, most)
 
-    def input_tokens(self, application: str, body_bytes: int) -> int:
+    def input_tokens(self, body_bytes: int) -> int:
         """Expected prompt tokens of a body of that size."""
-        ratio, _ = self.bytes_per_token.get(application, (_BYTES_PER_TOKEN, 0))
-        return max(1, round(body_bytes / ratio))
+        return max(1, round(body_bytes / self.bytes_per_token))
 
-    def observe(self, call: Call, flow: Flow, usage: Usage) -> None:
+    def observe(self, call: Call, part: Part, usage: Usage) -> None:
         """Learn from a completed call."""
-        application = call.application
-        flow.output_tokens[application] = _moved(flow.output_tokens.get(application), usage.output_tokens)
-        known = self.output_by_application.get(application)
-        self.output_by_application[application] = _moved(known, usage.output_tokens)
-        if call.body_bytes > 0 and usage.input_tokens > 0:
-            ratio = call.body_bytes / usage.input_tokens
-            self.bytes_per_token[application] = _moved(self.bytes_per_token.get(application), ratio)
-
-
-def _moved(average: tuple[float, int] | None, sample: float) -> tuple[float, int]:
-    value, samples = average or (0.0, 0)
-    # The plain mean over the first samples, so that the first one doesn't linger.
-    step = max(_SMOOTHING, 1.0 / (samples + 1))
-    return value + step * (sample - value), samples + 1
+        output, prompt = usage.output_tokens, usage.input_tokens
+        # The plain mean over the first samples, so that the first one doesn't linger.
+        part.samples = samples = part.samples + 1
+        step = _SMOOTHING if samples > _PLAIN else 1.0 / samples
+        part.output_tokens += step * (output - part.output_tokens)
+        self.output_samples = samples = self.output_samples + 1
+        of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
+        self.output_tokens += of_all * (output - self.output_tokens)
+        if call.body_bytes and prompt:
+            self.ratio_samples = samples = self.ratio_samples + 1
+            of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
+            self.bytes_per_token += of_all * (call.body_bytes / prompt - self.bytes_per_token)
+        if self.learner is not None:
+            part.input_tokens += step * (prompt - part.input_tokens)
+            part.system_tokens += step * (min(call.system_tokens, prompt) - part.system_tokens)
+            self.learner.observe(part)

@@ -8,14 +8,15 @@ A call's life: `enqueue` → (`cancel` | `expire` | `dispatch` → `progress`* �
 
 from __future__ import annotations
 
-import heapq
+import math
 import random
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from fairserve.core import state
+from fairserve.core import state, throttle
 from fairserve.core.calls import (
+    UNIT,
     Allowance,
     Call,
     Dispatched,
@@ -29,193 +30,256 @@ from fairserve.core.calls import (
     ThrottlingMode,
     Usage,
 )
-from fairserve.core.cost import CostModel, TrafficMean, typical_cost
+from fairserve.core.cost import MOST_TOKENS, TrafficMean, plain_price, price, sane
 from fairserve.core.disciplines import OFFERED, Discipline, Throttling
-from fairserve.core.flows import Backlog, Flow, TenantQueue, Ticket
-from fairserve.core.interactions import Interaction, InteractionKey, Interactions
-from fairserve.core.policies import RoundRobin, next_ticket, normalised_share
-from fairserve.core.prediction import Predictor
-from fairserve.core.settings import ApplicationSettings, Settings, TenantSettings
-from fairserve.core.throttle import Throttle
+from fairserve.core.errors import CallError, TimeError, UnknownCallError
+from fairserve.core.flows import GONE, RUNS, WAITS, Backlog, Flow, Part, TenantQueue, Ticket
+from fairserve.core.interactions import Interaction
+from fairserve.core.memory import Memory
+from fairserve.core.orders import LeastServed, Order, head_start, order_of
+from fairserve.core.overflow import Overflow
+from fairserve.core.prediction import ApplicationState
+from fairserve.core.settings import ApplicationSettings, Profile, Settings, TenantSettings, validate
 
-#: How many idle flows, windows and interactions one `expire` looks at: it must stay short.
-_SWEEP = 256
-#: An idle flow is remembered this long, so that its averages survive a pause.
-_IDLE_FLOW_S = 600.0
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """A call in the engine and what it has been charged."""
-
-    ticket: Ticket
-    cost: CostModel
-    tenant_weight: float
-    application_weight: float
-    charged_output: int  #: output tokens charged so far: the prediction, then what exceeds it
-    charged: float = 0.0  #: normalised cost charged so far
+_QUEUE_FULL = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
+_QUEUE_TIMEOUT = Refusal(RefusalReason.QUEUE_TIMEOUT, retry_after_s=None)
+_FOREVER = math.inf
+# One decision of each kind is made for every call; this way of making a tuple takes half the time.
+_queued: Callable[[tuple[Any, ...]], Queued] = partial(tuple.__new__, Queued)
+_dispatched: Callable[[tuple[Any, ...]], Dispatched] = partial(tuple.__new__, Dispatched)
+_settled: Callable[[tuple[Any, ...]], Settled] = partial(tuple.__new__, Settled)
 
 
 class Scheduler:
-    """All decisions of one pod."""
+    """All decisions of one pod. Raises SettingsError for settings that can't be scheduled by."""
 
     def __init__(self, settings: Settings, rng: random.Random, discipline: Discipline | None = None) -> None:
+        validate(settings)
         self.settings = settings
-        #: A fixed discipline; None follows the settings' policy.
-        self._fixed = discipline
-        self._round_robin = RoundRobin()
         self.armed = False  #: whether OIT refuses
         self.backlog = Backlog()
-        self.throttle = Throttle()
-        self.interactions = Interactions()
-        self.predictor = Predictor()
-        self.traffic = TrafficMean(_initial_mean(settings))
+        #: Those that are configured; all others are `other_application`.
+        self.applications: dict[str, ApplicationState] = {}
+        default = settings.default_application
+        self.other_application = ApplicationState(default.name, default, settings.tokens)
+        #: Also those that were configured once: flows remember what they did in them.
+        self._states: dict[str, ApplicationState] = {}
+        self.overflow = Overflow(self.backlog)
+        self.memory = Memory(self.backlog)
         self._rng = rng
-        self._running: dict[int, Running] = {}
+        #: A fixed discipline; None follows the settings' policy.
+        self._fixed = discipline
         self._inflight_tokens = 0
-        self._deadlines: list[tuple[float, int]] = []
-        #: Flows with nothing waiting or running, least recently used first.
-        self._idle: OrderedDict[Flow, None] = OrderedDict()
+        self._follow(discipline or OFFERED[settings.policy], settings)
+        self.order: Order = order_of(self.discipline, settings, self.backlog)
+        self._adopt(settings)
+        self.traffic = TrafficMean(_initial_mean(self))
 
     # -- being told -------------------------------------------------------------------------------
 
     def configure(self, settings: Settings) -> None:
         """Replace weights, limits, profiles and policy. It holds from the next decision on; whatever is
         queued or runs stays. Calls of a tenant or application that is gone go on under their last settings
-        where they run, under the default's where they wait.
+        where they run, under the default's where they wait. Raises SettingsError, and nothing has changed.
         """
+        validate(settings)
+        discipline = self._fixed or OFFERED[settings.policy]
         self.settings = settings
+        self._adopt(settings)
+        self.overflow.forget()
+        ordering = self.discipline.ordering
+        self._follow(discipline, settings)
+        if discipline.ordering is not ordering:
+            # One order has no regard for what another gave: it is nobody's debt.
+            self._forgive()
+            self.order = order_of(discipline, settings, self.backlog)
+        elif isinstance(self.order, LeastServed):
+            first = discipline.continuations_first
+            self.order.change(head_start(discipline, settings), continuations_first=first)
 
     def set_armed(self, armed: bool) -> None:
         """Switch OIT on or off."""
         self.armed = armed
 
+    def absorb(self, flow: tuple[str, str], cost: float) -> None:
+        """Count service that a (tenant, user) had elsewhere: `cost` is its normalised cost, undivided by
+        weights. Raises CallError for one that is negative or not finite.
+        """
+        if not 0.0 <= cost <= MOST_TOKENS:
+            raise CallError(f"absorbed cost is {cost}, must be within 0..{MOST_TOKENS:g}")
+        tenant = self.tenant(flow[0])
+        known = tenant.flow(flow[1])
+        units = cost * UNIT
+        known.counter += int(units)
+        tenant.counter += int(units / tenant.weight)
+        if not known.waiting and not known.running:
+            self.memory.idles(known, known.idle_since)
+
     # -- the life of a call -----------------------------------------------------------------------
 
     def enqueue(self, call: Call, now: float) -> Queued | Refused:
-        """Let a call wait, or refuse it. Raises ValueError for an id that is already known."""
-        if call.call_id in self.backlog.arrivals or call.call_id in self._running:
-            raise ValueError(f"call {call.call_id} is already queued or running")
-        tenant, application = self.tenant_settings(call.tenant), self.application_settings(call.application)
-        interaction = self._open_interaction(call, application, now)
-        throttling = self.discipline.throttling
-        limited = throttling is not Throttling.NONE and (interaction is None or throttling.counts_calls)
+        """Let a call wait, or refuse it. Raises CallError for an id that is already known or a size that
+        can't be, TimeError for a time that is none; nothing has changed then.
+        """
+        backlog = self.backlog
+        self._demand_sane(call, now)
+        tenant = backlog.tenants.get(call.tenant) or self.tenant(call.tenant)
+        application = self.applications.get(call.application, self.other_application)
+        flow = tenant.flows.get(call.user) or tenant.flow(call.user)
+        part = flow.recent
+        if part is None or part.application is not application:
+            part = flow.part(application)
+        interaction = None
+        if call.interaction is not None and part.interactions is not None:
+            interaction = self._open_interaction(part, part.interactions, call.interaction, now)
+        begins = interaction is None
+        limited = self._limits_calls or (begins and self._limits_beginnings)
         refusal = None
-        if limited and (self.armed or throttling is Throttling.CALLS_ALWAYS):
-            users_only = throttling is Throttling.CALLS_ALWAYS
-            refusal = self.throttle.refusal(tenant, call.user, application, now, users_only=users_only)
+        if limited and (self.armed or self._limits_always):
+            refusal = throttle.refusal(part, now, users_only=self._limits_always)
             if refusal is not None and self.settings.mode is ThrottlingMode.ENFORCE:
-                return Refused(call.call_id, refusal, interaction.tokens if interaction is not None else 0)
-        victim = self._make_room(call, tenant, interaction, now)
-        if isinstance(victim, Refused):
-            return victim
-        continues = interaction is not None
+                return self._refused(call, flow, interaction, refusal, now)
+        evicted: tuple[Evicted, ...] | None = ()
+        if self._is_full(flow, call.body_bytes):
+            evicted = self._make_room(call, part, begins, now)
+            if evicted is None:
+                return self._refused(call, flow, interaction, _QUEUE_FULL, now)
         if limited and refusal is None:
-            self.throttle.admit(tenant, call.user, application, now)
-        if interaction is None and call.interaction is not None:
-            interaction = self.interactions.begin(_key(call), now)
-        if interaction is not None:
-            interaction.calls += 1
-            interaction.active += 1
-            self.interactions.touch(_key(call), interaction, now)
-        first = continues and self.discipline.continuations_first
-        self._queue(call, tenant, interaction, continues=first, now=now)
-        identity = call.interaction if call.interaction is not None else f"call-{call.call_id}"
-        return Queued(call.call_id, not continues, identity, refusal, (victim,) if victim else ())
+            throttle.admit(part, now)
+        if call.interaction is not None:
+            interaction = self._join(part, call.interaction, interaction, now)
+        if not flow.waiting and not flow.running:
+            self.memory.wakes(flow)
+        backlog.add(call, part, now, interaction, not begins)
+        if flow.waiting == 1 or (flow.continuing == 1 and not begins):
+            self.order.joined(flow)
+        if self.overflow.active:
+            self.overflow.note(flow, self.settings.queue)
+        return _queued((call.call_id, begins, refusal, evicted))
 
     def dispatch(self, now: float) -> Dispatched | None:
-        """Take the next call out of the queue and charge its predicted cost; None if nothing waits."""
-        discipline = self.discipline
-        ticket = next_ticket(self.backlog, self.settings, discipline, self._round_robin)
+        """Take the next call out of the queue and charge its predicted cost; None if nothing waits. Raises
+        TimeError.
+        """
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
+        ticket = self.order.next()
         if ticket is None:
             return None
-        call, flow = ticket.call, ticket.flow
-        application, tenant = self.application_settings(call.application), self.tenant_settings(call.tenant)
-        self.backlog.remove(call.call_id)
-        typical = typical_cost(application.profile, self.settings.tokens)
-        self.traffic.observe(typical)
-        predicted = self.predictor.output_tokens(call, flow, application) if discipline.predicts else 0
-        share, tokens = normalised_share(self.settings, discipline), self.settings.tokens
-        running = Running(
-            ticket=ticket,
-            cost=CostModel(tokens, call.system_tokens, typical, self.traffic.value, share),
-            tenant_weight=tenant.weight,
-            application_weight=application.weight,
-            charged_output=predicted,
+        flow, part, call = ticket.flow, ticket.part, ticket.call
+        tenant, application = flow.tenant, part.application
+        backlog, tariff = self.backlog, self.settings.tokens
+        backlog.take(ticket, RUNS)
+        if not flow.waiting:
+            self.order.left(flow)
+        typical = application.typical
+        predicted = application.predict(call, part) if self._predicts else 0
+        ticket.tariff = tariff
+        ticket.rate = rate = UNIT * (self._share / typical + (1.0 - self._share) / self.traffic.value)
+        ticket.tenant_weight = tenant_weight = tenant.weight
+        ticket.application_weight = application_weight = application.weight
+        ticket.charged_output = predicted
+        ticket.units = units = int(
+            plain_price(call.input_tokens, call.system_tokens, predicted, tariff) * rate
         )
-        self._running[call.call_id] = running
+        tenant.service += units
+        tenant.counter += int(units / tenant_weight)
+        flow.counter += int(units / application_weight)
         flow.running += 1
-        flow.tenant.running += 1
+        tenant.running += 1
+        backlog.running += 1
         self._inflight_tokens += call.input_tokens + predicted
-        self._charge(running, Usage(call.input_tokens, predicted))
-        return Dispatched(
-            call_id=call.call_id,
-            wait_s=max(0.0, now - ticket.arrived),
-            charged=running.charged,
-            predicted_output_tokens=predicted,
-            priority=round(1000.0 * flow.tenant.counter),
-        )
+        wait_s = now - ticket.arrived
+        if wait_s < 0.0:
+            wait_s = 0.0
+        return _dispatched((call.call_id, wait_s, units, predicted, self.order.priority(ticket)))
 
     def progress(self, call_id: int, output_tokens: int) -> None:
         """A running call has produced `output_tokens` so far: charge what exceeds its prediction. Raises
-        KeyError for a call that does not run.
+        UnknownCallError for a call that does not run.
         """
-        running = self._running[call_id]
-        if output_tokens > running.charged_output:
-            self._inflight_tokens += output_tokens - running.charged_output
-            running.charged_output = output_tokens
-            self._charge(running, Usage(running.ticket.call.input_tokens, output_tokens))
+        ticket = self.backlog.calls.get(call_id)
+        if ticket is None or ticket.stage != RUNS:
+            raise UnknownCallError(f"call {call_id} does not run")
+        if ticket.charged_output < output_tokens <= MOST_TOKENS:
+            self._inflight_tokens += output_tokens - ticket.charged_output
+            ticket.charged_output = output_tokens
+            self._charge(ticket, Usage(ticket.call.input_tokens, output_tokens))
 
     def finish(self, call_id: int, usage: Usage, outcome: Outcome, now: float) -> Settled:
         """A dispatched call has ended: replace its charge by its actual cost. `usage` is what the engine
-        computed, also for a cancelled or failed call. Raises KeyError for a call that does not run.
+        computed, also for a cancelled or failed call; numbers that can't be count as nothing. Raises
+        UnknownCallError for a call that does not run, TimeError; nothing has changed then.
         """
-        running = self._running.pop(call_id)
-        call, flow = running.ticket.call, running.ticket.flow
-        self._charge(running, usage)
-        self._inflight_tokens -= call.input_tokens + running.charged_output
+        backlog = self.backlog
+        ticket = backlog.calls.get(call_id)
+        if ticket is None or ticket.stage != RUNS:
+            raise UnknownCallError(f"call {call_id} does not run")
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
+        told: Any = usage  # what the engine says need not be what it should
+        if not (
+            0 <= told.cached_tokens <= told.input_tokens <= MOST_TOKENS
+            and 0 <= told.output_tokens <= MOST_TOKENS
+        ):
+            usage = sane(usage)
+        del backlog.calls[call_id]
+        ticket.stage = GONE
+        call, flow, part = ticket.call, ticket.flow, ticket.part
+        tenant = flow.tenant
+        self._charge(ticket, usage)
+        self._inflight_tokens -= call.input_tokens + ticket.charged_output
         flow.running -= 1
-        flow.tenant.running -= 1
+        tenant.running -= 1
+        backlog.running -= 1
         if outcome is Outcome.COMPLETED:
-            self.predictor.observe(call, flow, usage)
-        self._leave(running.ticket, now, tokens=usage.input_tokens + usage.output_tokens)
-        return Settled(call_id, call.tenant, call.application, outcome, running.charged, usage)
+            part.application.observe(call, part, usage)
+            self.traffic.observe(ticket.units / ticket.rate)
+        interaction = ticket.interaction
+        if interaction is not None:
+            self._left(ticket, interaction, now, usage.input_tokens + usage.output_tokens)
+        if not flow.waiting and not flow.running:
+            self.memory.idles(flow, now)
+        return _settled((call_id, call.tenant, call.application, outcome, ticket.units, usage))
 
     def cancel(self, call_id: int, now: float) -> bool:
-        """Take a waiting call out because its client left. False if it does not wait."""
-        if call_id not in self.backlog.arrivals:
+        """Take a waiting call out because its client left. False if it does not wait. Raises TimeError."""
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
+        ticket = self.backlog.calls.get(call_id)
+        if ticket is None or ticket.stage != WAITS:
             return False
-        self._leave(self.backlog.remove(call_id), now)
+        self._take_out(ticket, now)
         return True
 
     def expire(self, now: float) -> tuple[Evicted, ...]:
-        """Evict calls that waited too long, and forget what no longer matters. Call it about each second."""
+        """Evict calls that waited too long, let learned profiles move, and forget what no longer matters.
+        Call it about each second. Raises TimeError.
+        """
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
         evicted = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, call_id = heapq.heappop(self._deadlines)
-            ticket = self.backlog.arrivals.get(call_id)
-            if ticket is not None and ticket.deadline <= now:
-                refusal = Refusal(RefusalReason.QUEUE_TIMEOUT, retry_after_s=None)
-                evicted.append(self._evict(ticket, refusal, now))
-        self._forget(now)
+        for timeline in self.backlog.timelines.values():
+            while (ticket := timeline.first()) is not None and ticket.arrived + timeline.max_wait_s <= now:
+                evicted.append(self._evict(ticket, _QUEUE_TIMEOUT, now))
+        self.backlog.drop_empty_timelines()
+        for application in self.known_applications():
+            if application.learner is not None and application.learner.move(now):
+                application.adopt(application.learner.profile, self.settings.tokens)
+        self.memory.sweep(now, self.order, self.settings.tenants)
         return tuple(evicted)
 
     # -- being asked ------------------------------------------------------------------------------
 
     @property
-    def discipline(self) -> Discipline:
-        """The choices it schedules by."""
-        return self._fixed if self._fixed is not None else OFFERED[self.settings.policy]
-
-    @property
     def queued(self) -> int:
         """Calls that wait."""
-        return len(self.backlog)
+        return self.backlog.queued
 
     @property
     def running(self) -> int:
         """Calls in the engine."""
-        return len(self._running)
+        return self.backlog.running
 
     @property
     def inflight_tokens(self) -> int:
@@ -224,18 +288,23 @@ class Scheduler:
 
     def oldest_wait(self, now: float) -> float:
         """Seconds that the oldest waiting call has waited; 0 if none waits."""
-        oldest = next(iter(self.backlog.arrivals.values()), None)
+        oldest = self.backlog.oldest
         return 0.0 if oldest is None else max(0.0, now - oldest.arrived)
 
     def estimate_input(self, application: str, body_bytes: int) -> int:
         """Prompt tokens to expect of a body of that size."""
-        return self.predictor.input_tokens(application, body_bytes)
+        return self._application(application).input_tokens(body_bytes)
+
+    def profile(self, application: str) -> Profile:
+        """The profile in force: as configured, or as learned."""
+        return self._application(application).profile
 
     def allowance(self, tenant: str, user: str, application: str, now: float) -> Allowance | None:
         """The caller's tightest interaction limit; None if none applies."""
-        return self.throttle.allowance(
-            self.tenant_settings(tenant), user, self.application_settings(application), now
-        )
+        known = self.backlog.tenants.get(tenant) or self._new_tenant(tenant)
+        flow = known.flows.get(user) or Flow(known, user)
+        state_ = self._application(application)
+        return throttle.allowance(flow.parts.get(state_.name) or Part(flow, state_), now)
 
     def tenant_settings(self, name: str) -> TenantSettings:
         """A tenant's settings; the default tenant's for one that is not, or no longer, configured."""
@@ -247,20 +316,14 @@ class Scheduler:
         return self.settings.applications.get(name) or self.settings.default_application
 
     def snapshot(self, now: float) -> dict[str, Any]:
-        """Counters, averages, windows and open interactions, as JSON; times are ages. Waiting and running
-        calls are not part of it: their connections die with the process.
+        """Counters, averages, profiles, windows and open interactions, as JSON; times are ages. Waiting and
+        running calls are not part of it: their connections die with the process.
         """
         return state.snapshot(self, now)
 
     def restore(self, data: dict[str, Any], now: float) -> None:
-        """Take over a snapshot. Raises ValueError for one that can't be read, and is then unchanged."""
+        """Take over a snapshot. Raises SnapshotError for one that can't be read, and is then unchanged."""
         state.restore(self, data, now)
-
-    def remember(self, tenant: TenantQueue, user: str, counter: float, now: float) -> None:
-        """Put back what is known of a user who has nothing waiting or running."""
-        flow = tenant.flow(user)
-        flow.counter, flow.idle_since = counter, now
-        self._idle[flow] = None
 
     def dump(self, now: float) -> dict[str, Any]:
         """What people want to see, as JSON."""
@@ -270,116 +333,170 @@ class Scheduler:
         """Assert every invariant."""
         state.check(self)
 
-    def running_calls(self) -> dict[int, Running]:
-        """Calls in the engine by id. For `state`; not to be changed."""
-        return self._running
+    def running_calls(self) -> dict[int, Ticket]:
+        """Calls in the engine by id, with their charges."""
+        return {call_id: ticket for call_id, ticket in self.backlog.calls.items() if ticket.stage == RUNS}
+
+    def known_applications(self) -> tuple[ApplicationState, ...]:
+        """Configured applications, and what stands for all others."""
+        return (*self.applications.values(), self.other_application)
+
+    def tenant(self, name: str) -> TenantQueue:
+        """What is known of a tenant, new if nothing is."""
+        tenant = self.backlog.tenants.get(name)
+        if tenant is None:
+            tenant = self.backlog.tenants[name] = self._new_tenant(name)
+        return tenant
 
     # -- inside -----------------------------------------------------------------------------------
 
+    def _demand_sane(self, call: Call, now: float) -> None:
+        if call.call_id in self.backlog.calls:
+            raise CallError(f"call {call.call_id} is already queued or running")
+        told: Any = call  # what its sender says need not be what it should
+        if not (
+            0 <= told.input_tokens <= MOST_TOKENS
+            and 0 <= told.system_tokens <= MOST_TOKENS
+            and 0 <= told.body_bytes <= MOST_TOKENS
+        ):
+            raise CallError(f"call {call.call_id}: a size is negative or beyond {MOST_TOKENS}")
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
+
+    @staticmethod
     def _open_interaction(
-        self, call: Call, application: ApplicationSettings, now: float
+        part: Part, known: dict[str, Interaction], identity: str, now: float
     ) -> Interaction | None:
-        if call.interaction is None:
+        interaction = known.get(identity)
+        rules = part.application.settings.interaction
+        return interaction if interaction is not None and interaction.is_open(rules, now) else None
+
+    def _is_full(self, flow: Flow, body_bytes: int) -> bool:
+        """Whether one more call of that size is too much for its user, its tenant or the whole queue."""
+        tenant, backlog, bounds = flow.tenant, self.backlog, self.settings.queue
+        return (
+            tenant.queued >= tenant.max_requests
+            or tenant.bytes + body_bytes > tenant.max_bytes
+            or flow.waiting >= tenant.max_requests_per_user
+            or flow.bytes + body_bytes > tenant.max_bytes_per_user
+            or backlog.queued >= bounds.max_requests
+            or backlog.bytes + body_bytes > bounds.max_bytes
+        )
+
+    def _make_room(self, call: Call, part: Part, begins: bool, now: float) -> tuple[Evicted, ...] | None:
+        """Evict who must go for the call to fit; None if it must go itself."""
+        going = self.overflow.room_for(call, part, self.settings.queue, begins=begins)
+        if going is None:
             return None
-        return self.interactions.find(_key(call), application.interaction, now)
+        return tuple([self._evict(ticket, _QUEUE_FULL, now) for ticket in going])
 
-    def _queue(
-        self,
-        call: Call,
-        tenant: TenantSettings,
-        interaction: Interaction | None,
-        *,
-        continues: bool,
-        now: float,
-    ) -> None:
-        flow = self.backlog.tenant(call.tenant).flow(call.user)
-        self._idle.pop(flow, None)
-        deadline = now + tenant.queue.max_wait_s
-        ticket = Ticket(call, flow, now, deadline, continues, interaction)
-        self.backlog.add(ticket)
-        heapq.heappush(self._deadlines, (deadline, call.call_id))
-        if len(self._deadlines) > 2 * self.queued + _SWEEP:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self.backlog.arrivals]
-            heapq.heapify(self._deadlines)
+    def _join(
+        self, part: Part, identity: str, interaction: Interaction | None, now: float
+    ) -> Interaction | None:
+        """Count a call to the interaction that it continues, or begins; None where none can be remembered."""
+        if interaction is None:
+            interaction = self.memory.open_interaction(part, identity, now)
+        if interaction is not None:
+            interaction.calls += 1
+            interaction.active += 1
+            if now > interaction.touched:
+                interaction.touched = now
+        return interaction
 
-    def _make_room(
-        self, call: Call, tenant: TenantSettings, interaction: Interaction | None, now: float
-    ) -> Evicted | Refused | None:
-        """Where the tenant's queue is full, let the newest beginning call of its deepest flow go: the new
-        call itself if its own flow is as deep, or if only continuations wait.
-        """
-        queue = self.backlog.tenants.get(call.tenant)
-        if queue is None or queue.queued < tenant.queue.max_requests:
-            return None
-        refusal = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
-        deepest = queue.depths.deepest
-        own = queue.flows.get(call.user)
-        own_depth = len(own.beginning) if own is not None and interaction is None else 0
-        if deepest is None or (interaction is None and own_depth + 1 >= len(deepest.beginning)):
-            return Refused(call.call_id, refusal, interaction.tokens if interaction is not None else 0)
-        newest = next(reversed(deepest.beginning.values()))
-        return self._evict(newest, refusal, now)
-
-    def _evict(self, ticket: Ticket, refusal: Refusal, now: float) -> Evicted:
-        wasted = ticket.interaction.tokens if ticket.interaction is not None else 0
-        self._leave(self.backlog.remove(ticket.call.call_id), now)
-        return Evicted(ticket.call.call_id, refusal, wasted)
-
-    def _charge(self, running: Running, usage: Usage) -> None:
+    def _charge(self, ticket: Ticket, usage: Usage) -> None:
         """Make the cost of `usage` the call's whole charge. The tenant pays it by its weight, its user by the
         application's, so that no choice of application changes a tenant's share against others.
         """
-        service = running.cost.service(usage)
-        difference = service - running.charged
-        running.charged = service
-        flow = running.ticket.flow
-        flow.charge(difference / running.application_weight)
-        flow.tenant.charge(difference / running.tenant_weight)
-        flow.tenant.service += difference
-        flow.deficit -= difference
-
-    def _leave(self, ticket: Ticket, now: float, tokens: int = 0) -> None:
-        """A call is gone: tell its interaction, and let its flow idle if it was the last."""
-        interaction = ticket.interaction
-        if interaction is not None:
-            interaction.active -= 1
-            interaction.tokens += tokens
-            key = _key(ticket.call)
-            self.interactions.touch(key, interaction, now)
-            if interaction.tokens == 0 and interaction.active == 0 and not ticket.continues:
-                self.interactions.close(key, interaction)
+        units = int(price(usage, ticket.call.system_tokens, ticket.tariff) * ticket.rate)
+        before = ticket.units
+        if units == before:
+            return
         flow = ticket.flow
-        if flow.waiting == 0 and flow.running == 0:
-            flow.idle_since = now
-            self._idle[flow] = None
+        tenant = flow.tenant
+        # Each counter holds the same function of the units charged: what is taken back is what was added.
+        weight = ticket.tenant_weight
+        tenant.counter += int(units / weight) - int(before / weight)
+        weight = ticket.application_weight
+        flow.counter += int(units / weight) - int(before / weight)
+        tenant.service += units - before
+        ticket.units = units
+        if units < before:
+            self.order.fell(flow)
 
-    def _forget(self, now: float) -> None:
-        """Drop what is as good as unknown. An idle flow with a counter at or below its tenant's floor would
-        be lifted to it anyway; one above it has debts and is remembered.
-        """
-        self.throttle.windows.forget(now, _SWEEP)
-        for application in self.interactions.applications():
-            rules = self.application_settings(application).interaction
-            self.interactions.forget(application, rules, now, _SWEEP)
-        for _ in range(min(_SWEEP, len(self._idle))):
-            flow = next(iter(self._idle))
-            if now - flow.idle_since < _IDLE_FLOW_S:
-                return
-            del self._idle[flow]
-            if flow.counter > flow.tenant.lanes.floor():
-                flow.idle_since = now
-                self._idle[flow] = None
+    def _refused(
+        self, call: Call, flow: Flow, interaction: Interaction | None, refusal: Refusal, now: float
+    ) -> Refused:
+        if not flow.waiting and not flow.running:
+            self.memory.idles(flow, now)
+        return Refused(call.call_id, refusal, interaction.tokens if interaction is not None else 0)
+
+    def _evict(self, ticket: Ticket, refusal: Refusal, now: float) -> Evicted:
+        wasted = ticket.interaction.tokens if ticket.interaction is not None else 0
+        self._take_out(ticket, now)
+        return Evicted(ticket.call.call_id, refusal, wasted)
+
+    def _take_out(self, ticket: Ticket, now: float) -> None:
+        """A waiting call is gone undispatched."""
+        flow = ticket.flow
+        self.backlog.take(ticket, GONE)
+        del self.backlog.calls[ticket.call.call_id]
+        if not flow.waiting:
+            self.order.left(flow)
+        if ticket.interaction is not None:
+            self._left(ticket, ticket.interaction, now, 0)
+        if not flow.waiting and not flow.running:
+            self.memory.idles(flow, now)
+
+    def _left(self, ticket: Ticket, interaction: Interaction, now: float, tokens: int) -> None:
+        """A call is gone: tell its interaction. One that never got anything was none."""
+        interaction.active -= 1
+        interaction.tokens += tokens
+        if now > interaction.touched:
+            interaction.touched = now
+        if not interaction.tokens and not interaction.active and not ticket.continues:
+            self.memory.close_interaction(ticket, interaction)
+
+    def _new_tenant(self, name: str) -> TenantQueue:
+        return TenantQueue(name, self.tenant_settings(name), head_start(self.discipline, self.settings))
+
+    def _application(self, name: str) -> ApplicationState:
+        return self.applications.get(name, self.other_application)
+
+    def _adopt(self, settings: Settings) -> None:
+        """Give every tenant and application its settings."""
+        for tenant in self.backlog.tenants.values():
+            tenant.adopt(self.tenant_settings(tenant.name))
+        # An application that is gone goes on under the default's settings where its calls wait.
+        for name, state_ in self._states.items():
+            if name not in settings.applications:
+                state_.configure(settings.default_application, settings.tokens)
+        for name, wanted in settings.applications.items():
+            known = self._states.get(name)
+            if known is None:
+                self._states[name] = ApplicationState(name, wanted, settings.tokens)
             else:
-                del flow.tenant.flows[flow.user]
+                known.configure(wanted, settings.tokens)
+        self.applications = {name: self._states[name] for name in settings.applications}
+        self.other_application.configure(settings.default_application, settings.tokens)
+
+    def _follow(self, discipline: Discipline, settings: Settings) -> None:
+        """Read the choices once, not for every call."""
+        self.discipline = discipline
+        throttling = discipline.throttling
+        self._limits_calls = throttling.counts_calls
+        self._limits_always = throttling is Throttling.CALLS_ALWAYS
+        self._limits_beginnings = throttling is Throttling.INTERACTIONS_WHILE_OVERLOADED
+        self._predicts = discipline.predicts
+        self._share = settings.normalisation if discipline.relative_cost else 0.0
+
+    def _forgive(self) -> None:
+        for tenant in self.backlog.tenants.values():
+            tenant.counter = 0
+            for flow in tenant.flows.values():
+                flow.counter = flow.granted = 0
 
 
-def _key(call: Call) -> InteractionKey:
-    assert call.interaction is not None, "a call without an id has no open interaction"
-    return call.tenant, call.user, call.application, call.interaction
-
-
-def _initial_mean(settings: Settings) -> float:
+def _initial_mean(scheduler: Scheduler) -> float:
     """w̄ before there is traffic: the plain mean over the applications."""
-    applications = tuple(settings.applications.values()) or (settings.default_application,)
-    costs = [typical_cost(application.profile, settings.tokens) for application in applications]
-    return sum(costs) / len(costs)
+    known = tuple(scheduler.applications.values()) or (scheduler.other_application,)
+    return sum(application.typical for application in known) / len(known)

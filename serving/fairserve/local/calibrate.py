@@ -10,6 +10,7 @@ import random
 import time
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -81,15 +82,15 @@ async def _measure(url: str, rounds: int, console: Console) -> tuple[list[Measur
             (n, p, q)
             for n, p, q in product(_BATCHES, _PROMPTS, _OUTPUTS)
             if p + q <= longest and n * (p + q) <= sizes.get("kv_tokens", n * (p + q))
-        ] * rounds
+        ]
         # In a mixed order, so that warming up or a busy moment doesn't favour a shape.
         rng = random.Random(1)  # noqa: S311 the same prompts each time
         rng.shuffle(shapes)
         await _together(session, url, model, 2, 16, 4, rng)
-        measured = []
-        for n, p, q in track(shapes, "Measuring", console=console, transient=True):
-            total_ms = await _together(session, url, model, n, p, q, rng)
-            measured.append(Measurement(n, p, q, total_ms))
+        taken: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in shapes}
+        for shape in track(shapes * rounds, "Measuring", console=console, transient=True):
+            taken[shape].append(await _together(session, url, model, *shape, rng))
+        measured = [Measurement(*shape, total_ms=median(times)) for shape, times in taken.items()]
         return measured, sizes
 
 

@@ -24,6 +24,8 @@ from fairserve.core import (
     ThrottlingMode,
     TokenWeights,
 )
+from fairserve.core.errors import SettingsError
+from fairserve.core.settings import Learning, validate
 from fairserve.overload.settings import OnStale, OverloadSettings, SignalSettings
 from fairserve.sim import distributions as dist
 from fairserve.sim import paper, workload
@@ -195,6 +197,13 @@ class ProfileFields(Document):
     system_tokens: NotNegative = 0.0
 
 
+class LearningFields(Document):
+    """How a learned profile follows the traffic."""
+
+    min_samples: Count = 50
+    max_factor_per_hour: Annotated[float, Field(ge=1.0)] = 4.0
+
+
 class ApplicationFields(Document):
     """An application: what its calls are like, and what the scheduler is told of it."""
 
@@ -202,9 +211,11 @@ class ApplicationFields(Document):
     output_tokens: DistributionFields
     system_tokens: Annotated[int, Field(ge=0)] = 0
     profile: ProfileFields | None = None  #: default: the means of 1,000 drawn calls
+    learning: LearningFields | None = None  #: None: the profile stays
     weight: Positive = 1.0
     per_user: LimitFields | None = None
     per_tenant: LimitFields | None = None
+    total: LimitFields | None = None
     idle_timeout_s: Positive = 300.0
     max_calls: Count = 100
     max_duration_s: Positive = 3600.0
@@ -374,6 +385,10 @@ def read_scenario(path: Path, trace: Path | None = None) -> Scenario:
         for name, fields in read.applications.items()
     }
     settings = _settings(read, applications)
+    try:
+        validate(settings)
+    except SettingsError as error:
+        raise InputError(str(path), None, "", str(error)) from error
     classes = tuple(_class(fields) for fields in read.classes)
     options = read.trace
     if trace is not None or options is not None:
@@ -488,19 +503,26 @@ def _settings(read: ScenarioFile, applications: dict[str, workload.Application])
         tenants=MappingProxyType(tenants),
         applications=MappingProxyType(
             {
-                name: ApplicationSettings(
-                    name,
-                    _profile(application.profile, applications[name]),
-                    application.weight,
-                    _limit(application.per_user),
-                    _limit(application.per_tenant),
-                    InteractionRules(
-                        application.idle_timeout_s, application.max_calls, application.max_duration_s
-                    ),
-                )
+                name: _application(name, application, applications[name])
                 for name, application in read.applications.items()
             }
         ),
+    )
+
+
+def _application(
+    name: str, fields: ApplicationFields, application: workload.Application
+) -> ApplicationSettings:
+    learning = fields.learning
+    return ApplicationSettings(
+        name,
+        _profile(fields.profile, application),
+        weight=fields.weight,
+        per_user=_limit(fields.per_user),
+        per_tenant=_limit(fields.per_tenant),
+        total=_limit(fields.total),
+        learning=Learning(learning.min_samples, learning.max_factor_per_hour) if learning else None,
+        interaction=InteractionRules(fields.idle_timeout_s, fields.max_calls, fields.max_duration_s),
     )
 
 

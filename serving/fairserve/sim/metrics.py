@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fairserve.core import Settings, TokenWeights
@@ -22,6 +22,8 @@ from fairserve.sim.statistics import inversions, jain, mean, percentile, rank_co
 DELAYED_S = 1.0
 #: Length and distance of the windows that service is compared over.
 WINDOW_S, WINDOW_STEP_S = 60.0, 10.0
+#: Windows over which those that had calls waiting all the time are compared with the bound.
+_BOUND_WINDOWS_S = (10.0, WINDOW_S)
 #: VTC's prices: an output token counts as two input tokens.
 _VTC_OUTPUT = 2.0
 
@@ -221,10 +223,10 @@ def served_until(record: CallRecord, at_s: float) -> float:
     return input_share * record.input_tokens + output_share * _VTC_OUTPUT * record.output_tokens
 
 
-def _windows(recording: Recording) -> list[tuple[float, float]]:
-    last_s = max(recording.ended_s - WINDOW_S, 0.0)
+def _windows(recording: Recording, length_s: float = WINDOW_S) -> list[tuple[float, float]]:
+    last_s = max(recording.ended_s - length_s, 0.0)
     count = int(last_s / WINDOW_STEP_S) + 1
-    return [(i * WINDOW_STEP_S, i * WINDOW_STEP_S + WINDOW_S) for i in range(count)]
+    return [(i * WINDOW_STEP_S, i * WINDOW_STEP_S + length_s) for i in range(count)]
 
 
 def _by_user(recording: Recording) -> dict[tuple[str, str], list[CallRecord]]:
@@ -268,24 +270,75 @@ def _service(recording: Recording) -> dict[str, float]:
 
 
 def _bound(settings: Settings, kv_tokens: int, recording: Recording) -> dict[str, float]:
-    """The largest difference of normalised service between two flows of one tenant that had calls waiting
-    throughout a window, over the bound 2·U + Δ of the core.
+    """The largest difference of normalised service between two that had calls waiting throughout a window, of
+    tenants and of users of one tenant, over the core's bound 2·U + Δ. `compared` says how many pairs there
+    were: without any the figure says nothing.
     """
     longest = max((record.plan.input_tokens for record in recording.calls), default=0)
-    bound = 2.0 * bound_unit(settings, longest, kv_tokens) + settings.continuation_head_start
-    users = {
-        user: (calls, _merged((r.queued_s, r.dispatched_s) for r in calls if r.dispatched_s > r.queued_s))
-        for user, calls in _by_user(recording).items()
+    unit = bound_unit(settings, longest, kv_tokens)
+    weights = {name: tenant.weight for name, tenant in settings.tenants.items()}
+    lightest = {
+        "users": min((a.weight for a in settings.applications.values()), default=1.0),
+        "tenants": min(weights.values(), default=1.0),
     }
-    worst = 0.0
-    for start_s, stop_s in _windows(recording):
-        by_tenant: dict[str, list[float]] = defaultdict(list)
-        for (tenant, _), (calls, waits) in users.items():
-            if any(a <= start_s and stop_s <= b for a, b in waits):
-                by_tenant[tenant].append(sum(_normalised(r, start_s, stop_s) for r in calls))
-        for got in by_tenant.values():
-            worst = max(worst, max(got) - min(got))
-    return {"bound": bound, "service_gap": worst, "gap_over_bound": worst / bound}
+    worst, over, compared = 0.0, 0.0, 0
+    for kind, among in (("users", _flows(recording)), ("tenants", _tenants(recording, weights))):
+        bound = (2.0 * unit + settings.continuation_head_start) / lightest[kind]
+        for members in among:
+            for length_s in _BOUND_WINDOWS_S:
+                for start_s, stop_s in _windows(recording, length_s):
+                    got = [
+                        sum(_normalised(record, start_s, stop_s) for record in member.calls) / member.weight
+                        for member in members
+                        if any(a <= start_s and stop_s <= b for a, b in member.waits)
+                    ]
+                    if len(got) > 1:
+                        compared += len(got) * (len(got) - 1) // 2
+                        worst = max(worst, max(got) - min(got))
+                        over = max(over, (max(got) - min(got)) / bound)
+    return {
+        "bound": 2.0 * unit + settings.continuation_head_start,
+        "service_gap": worst,
+        "gap_over_bound": over,
+        "compared_pairs": float(compared),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One of those that share: its calls, and when it had some waiting."""
+
+    calls: list[CallRecord]
+    waits: list[tuple[float, float]]
+    weight: float
+
+
+def _flows(recording: Recording) -> list[list[_Member]]:
+    """The users of each tenant."""
+    tenants: dict[str, list[_Member]] = defaultdict(list)
+    for (tenant, _), calls in _by_user(recording).items():
+        tenants[tenant].append(_Member(calls, _waits(calls), 1.0))
+    return list(tenants.values())
+
+
+def _tenants(recording: Recording, weights: Mapping[str, float]) -> list[list[_Member]]:
+    """All tenants."""
+    tenants: dict[str, list[CallRecord]] = defaultdict(list)
+    for record in recording.calls:
+        tenants[record.interaction.client.tenant].append(record)
+    return [[_Member(calls, _waits(calls), weights.get(name, 1.0)) for name, calls in tenants.items()]]
+
+
+def _waits(calls: Iterable[CallRecord]) -> list[tuple[float, float]]:
+    """When calls waited, merged. One that the end of the run found waiting is left out."""
+    spans = sorted((r.queued_s, r.dispatched_s) for r in calls if r.dispatched_s > r.queued_s)
+    merged: list[tuple[float, float]] = []
+    for start_s, stop_s in spans:
+        if merged and start_s <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop_s))
+        else:
+            merged.append((start_s, stop_s))
+    return merged
 
 
 def _normalised(record: CallRecord, start_s: float, stop_s: float) -> float:
@@ -295,26 +348,15 @@ def _normalised(record: CallRecord, start_s: float, stop_s: float) -> float:
     return record.charged * (served_until(record, stop_s) - served_until(record, start_s)) / whole
 
 
-def _merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    merged: list[tuple[float, float]] = []
-    for start_s, stop_s in sorted(spans):
-        if merged and start_s <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], stop_s))
-        else:
-            merged.append((start_s, stop_s))
-    return merged
-
-
 def bound_unit(settings: Settings, longest_input: int, kv_tokens: int) -> float:
-    """U of the core's bound: `max_a[max(α·L_in + β·L_sys, γ·M)/w_a]/ω_min`. The system prompt is part of
-    the input here.
+    """U of the core's bound without its ω_min: `max_a[max(α·L_in + β·L_sys, γ·M)/w_a]`. The system prompt is
+    part of the input here.
     """
     weights: TokenWeights = settings.tokens
     applications = tuple(settings.applications.values()) or (settings.default_application,)
     cheapest = min(typical_cost(application.profile, weights) for application in applications)
-    smallest = min((application.weight for application in applications), default=1.0)
     most = max(max(weights.input, weights.system) * longest_input, weights.output * kv_tokens)
-    return most / cheapest / smallest
+    return most / cheapest
 
 
 def _armed_share(recording: Recording) -> float:

@@ -53,7 +53,7 @@ class Rig:
 
     def owner(self, dispatched):
         """Whose call runs."""
-        return self.scheduler.running_calls()[dispatched.call_id].ticket.call.tenant
+        return self.scheduler.running_calls()[dispatched.call_id].call.tenant
 
     def serve(self, now=0.0, **usage):
         """Dispatch and finish the next call; its id."""

@@ -5,14 +5,24 @@ from types import MappingProxyType
 
 import pytest
 
-from fairserve.core import ApplicationSettings, Outcome, Policy, Profile, TenantSettings, Usage
+from fairserve.core import (
+    UNIT,
+    ApplicationSettings,
+    CallError,
+    Outcome,
+    Policy,
+    Profile,
+    TenantSettings,
+    UnknownCallError,
+    Usage,
+)
 
 
 def shares(rig, rounds=400):
     """Calls served per tenant while both keep 8 calls of one size waiting."""
     served = {"a": 0, "b": 0}
     for tenant in served:
-        while rig.scheduler.backlog.tenant(tenant).queued < 8:
+        while rig.scheduler.tenant(tenant).queued < 8:
             rig.enqueue(tenant)
     for _ in range(rounds):
         dispatched = rig.dispatch()
@@ -148,20 +158,20 @@ def test_settling_replaces_the_prediction_by_the_actual_cost(make_rig):
     rig = make_rig(normalisation=1.0)
     for outcome, output in [(Outcome.COMPLETED, 10), (Outcome.CANCELLED, 500), (Outcome.FAILED, 0)]:
         rig.enqueue("b")
-        before = rig.scheduler.backlog.tenant("b").counter
+        before = rig.scheduler.tenant("b").counter
         dispatched = rig.dispatch()
         rig.scheduler.progress(dispatched.call_id, output_tokens=output // 2)
         settled = rig.finish(dispatched.call_id, output_tokens=output, outcome=outcome)
         typical = 100.0 + 1.0 + 100.0
         assert settled.service == pytest.approx((100 + 2 * output) / typical)
-        assert rig.scheduler.backlog.tenant("b").counter - before == pytest.approx(settled.service)
+        assert rig.scheduler.tenant("b").counter - before == settled.units
 
 
 def test_what_exceeds_the_prediction_is_charged_while_the_call_runs(make_rig):
     rig = make_rig()
     rig.enqueue("b")
     dispatched = rig.dispatch()
-    tenant = rig.scheduler.backlog.tenant("b")
+    tenant = rig.scheduler.tenant("b")
     predicted = tenant.counter
     rig.scheduler.progress(dispatched.call_id, dispatched.predicted_output_tokens)
     assert tenant.counter == predicted
@@ -177,7 +187,7 @@ def test_a_cancelled_call_leaves_the_queue_and_costs_nothing(make_rig):
     assert not rig.scheduler.cancel(queued.call_id, 0.0)
     rig.scheduler.check()
     assert rig.dispatch() is None
-    assert rig.scheduler.backlog.tenant("a").service == 0.0
+    assert rig.scheduler.tenant("a").service == 0.0
 
 
 def test_an_unknown_or_repeated_call_is_an_error(make_rig):
@@ -186,8 +196,17 @@ def test_an_unknown_or_repeated_call_is_an_error(make_rig):
     rig.scheduler.enqueue(call, 0.0)
     with pytest.raises(ValueError, match="already queued"):
         rig.scheduler.enqueue(call, 0.0)
-    with pytest.raises(KeyError):
-        rig.scheduler.finish(99, Usage(1, 1), Outcome.COMPLETED, 0.0)
+    assert not rig.scheduler.cancel(99, 0.0)
+    for unknown in (99, call.call_id):
+        with pytest.raises(UnknownCallError, match=f"call {unknown} does not run"):
+            rig.scheduler.finish(unknown, Usage(1, 1), Outcome.COMPLETED, 0.0)
+        with pytest.raises(UnknownCallError):
+            rig.scheduler.progress(unknown, 5)
+    rig.dispatch()
+    rig.finish(call.call_id)
+    with pytest.raises(UnknownCallError):
+        rig.scheduler.finish(call.call_id, Usage(1, 1), Outcome.COMPLETED, 0.0)
+    assert not rig.scheduler.cancel(call.call_id, 0.0)
     rig.scheduler.check()
 
 
@@ -202,3 +221,96 @@ def test_priority_follows_the_counters(make_rig):
         dispatched = rig.dispatch()
         priorities[rig.owner(dispatched)].append(dispatched.priority)
     assert priorities["a"] == sorted(priorities["a"])
+
+
+def test_service_had_elsewhere_counts_as_ones_own(make_rig):
+    rig = make_rig(tenant_a={"weight": 2.0})
+    rig.scheduler.absorb(("a", "u"), 10.0)
+    tenant = rig.scheduler.tenant("a")
+    assert (tenant.counter, tenant.flows["u"].counter) == (5 * UNIT, 10 * UNIT)
+    assert tenant.service == 0, "what it had here is another number"
+    rig.scheduler.check()
+    for _ in range(8):
+        rig.enqueue("b")
+        rig.enqueue("a")
+    first = [rig.owner(rig.dispatch()) for _ in range(6)]
+    assert first.count("b") >= 5, "its turn comes after those who have had less"
+
+
+@pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
+def test_absorbing_what_is_no_cost_is_an_error(make_rig, cost):
+    rig = make_rig()
+    with pytest.raises(CallError, match="absorbed cost"):
+        rig.scheduler.absorb(("a", "u"), cost)
+    assert rig.scheduler.backlog.tenants == {}
+
+
+@pytest.mark.parametrize("before", Policy)
+@pytest.mark.parametrize("after", Policy)
+def test_a_changed_policy_loses_no_call_and_holds_at_once(make_rig, before, after):
+    rig = make_rig(policy=before, tenant_a={"weight": 1.0})
+    ids = [rig.enqueue("ab"[n % 4 == 0], now=float(n)).call_id for n in range(40)]
+    served = [rig.serve() for _ in range(6)]
+    running = rig.dispatch()
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, policy=after))
+    rig.scheduler.check()
+    rig.finish(running.call_id)
+    served += [running.call_id, *(rig.serve() for _ in range(33))]
+    assert sorted(served) == ids
+    if after is Policy.FCFS:
+        assert served[7:] == sorted(served[7:])
+
+
+def test_service_under_arrival_order_is_nobodys_debt(make_rig):
+    """After a day of FCFS the one who asked for most must not be starved until the others have caught up."""
+    rig = make_rig(policy=Policy.FCFS, tenant_a={"weight": 1.0})
+    for _ in range(100):
+        rig.enqueue("a")
+        rig.serve()
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, policy=Policy.FAIRSERVE))
+    for _ in range(10):
+        rig.enqueue("a")
+        rig.enqueue("b")
+    assert [rig.owner(rig.dispatch()) for _ in range(10)].count("a") == 5
+
+
+def test_a_changed_head_start_and_lambda_hold_at_once(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0}, continuation_head_start=0.0)
+    rig.enqueue("b", interaction="agent")
+    rig.serve()
+    rig.enqueue("a")
+    rig.enqueue("b", interaction="agent")
+    changed = dataclasses.replace(rig.scheduler.settings, continuation_head_start=5.0, normalisation=0.0)
+    rig.scheduler.configure(changed)
+    rig.scheduler.check()
+    first = rig.dispatch()
+    assert rig.owner(first) == "b"
+    assert rig.finish(first.call_id, output_tokens=50).service == pytest.approx(1.0), "w̄ is what calls cost"
+
+
+def test_calls_of_a_tenant_and_an_application_that_are_gone_go_on(make_rig):
+    rig = make_rig()
+    waiting = rig.enqueue("a")
+    rig.enqueue("a")
+    running = rig.dispatch()
+    bare = dataclasses.replace(
+        rig.scheduler.settings, tenants=MappingProxyType({}), applications=MappingProxyType({})
+    )
+    rig.scheduler.configure(bare)
+    rig.scheduler.check()
+    assert rig.finish(running.call_id).tenant == "a"
+    assert rig.serve() != waiting.call_id or rig.scheduler.queued == 0
+    assert rig.scheduler.queued == 0
+
+
+def test_a_refund_moves_who_gets_it_forward(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    rig.enqueue("b", input_tokens=2_000)
+    for _ in range(5):
+        rig.enqueue("b")
+        rig.enqueue("a")
+    dear, *others = [rig.dispatch() for _ in range(4)]
+    assert rig.owner(dear) == "b"
+    assert [rig.owner(dispatched) for dispatched in others] == ["a"] * 3
+    rig.scheduler.finish(dear.call_id, Usage(1, 0), Outcome.CANCELLED, 0.0)
+    assert rig.owner(rig.dispatch()) == "b", "what it was charged too much counts no more"

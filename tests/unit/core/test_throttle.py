@@ -1,5 +1,8 @@
 """OIT: who is refused, when, and for how long."""
 
+import dataclasses
+from types import MappingProxyType
+
 import pytest
 
 from fairserve.core import (
@@ -8,6 +11,7 @@ from fairserve.core import (
     Queued,
     RefusalReason,
     Refused,
+    TenantSettings,
     ThrottlingMode,
 )
 
@@ -150,3 +154,48 @@ def test_a_clock_that_goes_back_breaks_nothing(make_rig):
     refused = rig.enqueue(now=50.0)
     assert isinstance(refused, Refused)
     assert isinstance(rig.enqueue(now=50.0 + refused.refusal.retry_after_s), Queued)
+
+
+def test_an_exhausted_application_refuses_only_those_above_an_equal_share(make_rig):
+    rig = make_rig(application={"total": Limit(10, 60.0)})
+    begin(rig, 9, now=0.0, user="greedy")
+    begin(rig, 1, now=5.0, user="quiet")
+    rig.scheduler.set_armed(True)
+    refused = rig.enqueue(user="greedy", now=10.0)
+    assert refused.refusal.reason is RefusalReason.APPLICATION_LIMIT
+    assert refused.refusal.retry_after_s == pytest.approx(50.0)
+    admitted = [isinstance(rig.enqueue(user="quiet", now=10.0), Queued) for _ in range(6)]
+    assert admitted == [True] * 4 + [False] * 2, "up to half of it, whatever the other took before"
+    assert isinstance(rig.enqueue(user="greedy", now=60.0), Queued)
+
+
+def test_a_tenant_of_many_names_has_one_tenants_share_of_an_application(make_rig):
+    rig = make_rig(application={"total": Limit(10, 60.0)})
+    for n in range(10):
+        rig.enqueue("a", user=f"sybil{n}")
+    rig.scheduler.set_armed(True)
+    assert isinstance(rig.enqueue("a", user="sybil-another"), Refused)
+    assert all(isinstance(rig.enqueue("b", user="honest"), Queued) for _ in range(5))
+    assert isinstance(rig.enqueue("b", user="honest"), Refused)
+
+
+def test_before_it_is_exhausted_an_application_admits_anybody(make_rig):
+    rig = make_rig(application={"total": Limit(10, 60.0)})
+    rig.scheduler.set_armed(True)
+    assert all(isinstance(d, Queued) for d in begin(rig, 10, user="alone"))
+    assert isinstance(rig.enqueue(user="alone"), Refused)
+    assert rig.scheduler.allowance("a", "alone", "chat", 0.0).remaining == 0
+    assert rig.scheduler.allowance("b", "other", "chat", 0.0).remaining == 1
+
+
+def test_a_changed_limit_keeps_what_was_counted(make_rig):
+    rig = make_rig(tenant_a=LIMIT, application={"total": Limit(50, 60.0)})
+    begin(rig, 5)
+    rig.scheduler.set_armed(True)
+    old = rig.scheduler.settings
+    tenants = MappingProxyType({"a": TenantSettings("a", per_user=Limit(3, 60.0))})
+    rig.scheduler.configure(dataclasses.replace(old, tenants=tenants))
+    assert isinstance(rig.enqueue(), Queued), "a window remembers as many as its limit counts: two"
+    assert isinstance(rig.enqueue(), Refused)
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, tenants=MappingProxyType({})))
+    assert isinstance(rig.enqueue(), Queued)

@@ -82,6 +82,7 @@ def test_there_are_shipped_scenarios():
         ("    users: 2", "    users: 0", 14, "classes.0.users", "greater than or equal to 1"),
         ("  - name: users", "  - nam: users", 13, "classes.0.name", "required"),
         ("name: small", "name: small\nname: large", 2, "", "given twice"),
+        ("t: {weight: 2}", "t: {weight: 1.0e+30}", None, "", "tenant t: weight"),
         ("name: small", "name: [", None, "", ""),
     ],
 )

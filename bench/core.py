@@ -1,0 +1,291 @@
+"""Speed and memory of the scheduling core: `python -m bench.core`.
+
+One figure is the time in the core for one call: `enqueue`, `dispatch` and `finish` with limits, interactions,
+prediction and a learned profile, while so many other calls wait. Large and small backlogs take turns round by
+round, so that a busy machine slows both. Memory is what tracemalloc sees allocated for waiting calls and for
+known, idle flows. Writes `build/bench/core.json` and prints it as its last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fairserve.core import (
+    ApplicationSettings,
+    Call,
+    Learning,
+    Limit,
+    Outcome,
+    Profile,
+    Queued,
+    Scheduler,
+    Settings,
+    TenantSettings,
+    Usage,
+)
+from fairserve.core.memory import MOST_IDLE_FLOWS, MOST_INTERACTIONS
+
+SEED = 1
+CALLS_A_ROUND = 4_000
+ROUNDS = 15
+BATCH = 64  #: calls in the engine
+CALL_S = 0.001  #: time that passes with each call
+SYBILS = 1_000_000
+
+#: Limits that are counted for every call and refuse none: refusals are cheaper than admissions.
+USER, TENANT = Limit(60, 60.0), Limit(10_000, 60.0)
+APPLICATIONS = {
+    f"application-{n}": ApplicationSettings(
+        f"application-{n}",
+        Profile(200.0 * 2**n, 50.0 * 2 ** (n % 3), system_tokens=50.0),
+        per_user=Limit(100, 60.0) if n % 2 else None,
+        per_tenant=Limit(5_000, 60.0) if n == 0 else None,
+        learning=Learning() if n == 3 else None,
+    )
+    for n in range(5)
+}
+
+
+def settings(tenants: int) -> Settings:
+    """A pool with every kind of limit."""
+    weights = random.Random(SEED)
+    return Settings(
+        tenants=MappingProxyType(
+            {
+                f"tenant-{n}": TenantSettings(
+                    f"tenant-{n}", weight=weights.choice([0.5, 1.0, 2.0, 4.0]), per_user=USER, total=TENANT
+                )
+                for n in range(tenants)
+            }
+        ),
+        applications=MappingProxyType(APPLICATIONS),
+    )
+
+
+class Load:
+    """A scheduler whose backlog keeps its size: each call that goes is followed by one that comes."""
+
+    def __init__(self, *, queued: int, flows: int, tenants: int) -> None:
+        self.rng = random.Random(SEED)
+        self.scheduler = Scheduler(settings(tenants), random.Random(SEED))
+        self.flows = [(f"tenant-{n % tenants}", f"user-{n}") for n in range(flows)]
+        self.names = list(APPLICATIONS)
+        self.now = 0.0
+        self.last_id = 0
+        self.running: list[int] = []
+        per_flow = queued // flows
+        for call in self.calls(queued, [flow for flow in self.flows for _ in range(per_flow)]):
+            self.now += CALL_S
+            assert isinstance(self.scheduler.enqueue(call, self.now), Queued)
+
+    def calls(self, count: int, flows: list[tuple[str, str]] | None = None) -> list[Call]:
+        """Calls of random flows, three in ten with an interaction of a few calls."""
+        made = []
+        for n in range(count):
+            tenant, user = self.rng.choice(self.flows) if flows is None else flows[n]
+            self.last_id += 1
+            made.append(
+                Call(
+                    self.last_id,
+                    tenant,
+                    user,
+                    self.names[hash(user) % 5 if self.rng.random() < 0.9 else 0],
+                    self.rng.randint(50, 4_000),
+                    system_tokens=50,
+                    max_output_tokens=2_000,
+                    interaction=f"{self.last_id % 4}" if self.rng.random() < 0.3 else None,
+                    body_bytes=self.rng.randint(200, 16_000),
+                )
+            )
+        return made
+
+    def round(self, count: int) -> float:
+        """Microseconds a call."""
+        scheduler, running = self.scheduler, self.running
+        calls = self.calls(count)
+        usages = [Usage(self.rng.randint(50, 4_000), self.rng.randint(1, 400)) for _ in calls]
+        while len(running) < BATCH:
+            dispatched = scheduler.dispatch(self.now)
+            assert dispatched is not None
+            running.append(dispatched.call_id)
+        picks = [self.rng.randrange(BATCH) for _ in calls]
+        enqueue, dispatch, finish, completed = (
+            scheduler.enqueue,
+            scheduler.dispatch,
+            scheduler.finish,
+            Outcome.COMPLETED,
+        )
+        now = self.now
+        started = time.process_time()
+        for call, usage, pick in zip(calls, usages, picks, strict=True):
+            now += CALL_S
+            enqueue(call, now)
+            finish(running[pick], usage, completed, now)
+            dispatched = dispatch(now)
+            assert dispatched is not None
+            running[pick] = dispatched.call_id
+        spent = time.process_time() - started
+        self.now = now
+        scheduler.expire(now)
+        return 1e6 * spent / count
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number and what it should be."""
+
+    name: str
+    value: float
+    unit: str
+    spread: float  #: half the distance between quartiles
+    goal: str
+    met: bool
+
+
+def figure(name: str, samples: list[float], unit: str, most: float) -> Figure:
+    """The median of samples, met if it is at most `most`."""
+    value = statistics.median(samples)
+    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
+    spread = (quartiles[2] - quartiles[0]) / 2
+    return Figure(name, round(value, 3), unit, round(spread, 3), f"<= {most:g}", value <= most)
+
+
+def speed(rounds: int) -> list[Figure]:
+    """Time for one call at two backlogs."""
+    large = Load(queued=100_000, flows=10_000, tenants=1_000)
+    small = Load(queued=10_000, flows=1_000, tenants=1_000)
+    tiny = Load(queued=200, flows=4, tenants=2)
+    times: dict[str, list[float]] = {"large": [], "small": [], "tiny": []}
+    loads = {"large": large, "small": small, "tiny": tiny}
+    for load in loads.values():
+        load.round(CALLS_A_ROUND)
+    for _ in range(rounds):
+        for name, load in loads.items():
+            times[name].append(load.round(CALLS_A_ROUND))
+    for load in loads.values():
+        load.scheduler.check()
+    ratios = [a / b for a, b in zip(times["large"], times["small"], strict=True)]
+    return [
+        figure("one call, 100,000 queued, 10,000 flows, 1,000 tenants", times["large"], "us", 10.0),
+        figure("one call, 10,000 queued, 1,000 flows, 1,000 tenants", times["small"], "us", 10.0),
+        figure("one call, 200 queued, 4 flows, 2 tenants", times["tiny"], "us", 10.0),
+        figure("cost at 100,000 queued relative to 10,000", ratios, "ratio", 2.0),
+    ]
+
+
+def memory() -> list[Figure]:
+    """Bytes for a waiting call, the call itself included, and for a flow that idles."""
+    queued, users = 100_000, 50_000
+    gc.collect()
+    tracemalloc.start()
+    load = Load(queued=0, flows=10_000, tenants=1_000)
+    flows = [flow for flow in load.flows for _ in range(queued // len(load.flows))]
+    before = tracemalloc.get_traced_memory()[0]
+    for call in load.calls(queued, flows):
+        load.scheduler.enqueue(call, load.now)
+    gc.collect()
+    per_call = (tracemalloc.get_traced_memory()[0] - before) / queued
+    del load, flows, call
+    gc.collect()
+    load = Load(queued=0, flows=1, tenants=1_000)
+    before = tracemalloc.get_traced_memory()[0]
+    for n in range(users):
+        load.flows[0] = (f"tenant-{n % 1_000}", f"user-{n}")
+        for call in load.calls(1):
+            load.scheduler.enqueue(call, load.now)
+            load.scheduler.dispatch(load.now)
+            load.scheduler.finish(call.call_id, Usage(100, 50), Outcome.COMPLETED, load.now)
+    gc.collect()
+    known = sum(len(tenant.flows) for tenant in load.scheduler.backlog.tenants.values())
+    per_flow = (tracemalloc.get_traced_memory()[0] - before) / known
+    tracemalloc.stop()
+    return [
+        figure("memory a queued call, the call included", [per_call], "bytes", 1_500.0),
+        figure("memory a known flow", [per_flow], "bytes", 2_000.0),
+    ]
+
+
+def sybil(users: int) -> list[Figure]:
+    """A tenant that sends each call under another name, a thousand a second, each with an interaction."""
+    load = Load(queued=0, flows=1, tenants=10)
+    scheduler = load.scheduler
+    most = 0
+    for n in range(users):
+        now = n / 1_000
+        call = Call(n + 1, "tenant-1", f"sybil-{n}", "application-1", 100, interaction="i")
+        scheduler.enqueue(call, now)
+        dispatched = scheduler.dispatch(now)
+        assert dispatched is not None
+        scheduler.finish(dispatched.call_id, Usage(100, 50), Outcome.COMPLETED, now)
+        if n % 1_000 == 0:
+            scheduler.expire(now)
+            most = max(most, sum(len(tenant.flows) for tenant in scheduler.backlog.tenants.values()))
+    scheduler.check()
+    bound = float(MOST_IDLE_FLOWS + MOST_INTERACTIONS)
+    return [figure(f"flows known at most under {users:,} users of one tenant", [float(most)], "flows", bound)]
+
+
+def document(figures: list[Figure]) -> dict[str, Any]:
+    """The result as it is written."""
+    return {
+        "name": "core",
+        "commit": _commit(),
+        "machine": f"{_processor()}, {platform.system()}, Python {platform.python_version()}",
+        "seed": SEED,
+        "figures": [vars(one) for one in figures],
+    }
+
+
+def _commit() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--only", choices=["speed", "memory", "sybil"])
+    parser.add_argument("--out", type=Path, default=Path("build/bench/core.json"))
+    options = parser.parse_args()
+    figures: list[Figure] = []
+    if options.only in (None, "speed"):
+        figures += speed(options.rounds)
+    if options.only in (None, "memory"):
+        figures += memory()
+    if options.only in (None, "sybil"):
+        figures += sybil(SYBILS)
+    for one in figures:
+        print(
+            f"{one.value:>10.2f} ± {one.spread:<8.2f}{one.unit:6} {one.goal:>10}  "
+            f"{'met' if one.met else 'NOT MET':8}{one.name}"
+        )
+    result = document(figures)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

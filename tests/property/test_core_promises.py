@@ -1,0 +1,139 @@
+"""What clients are promised: who is admitted is not cut, and who waits as long as told is let in."""
+
+import random
+from types import MappingProxyType
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fairserve.core import (
+    ApplicationSettings,
+    Call,
+    InteractionRules,
+    Limit,
+    Outcome,
+    Profile,
+    Queued,
+    Refused,
+    Scheduler,
+    Settings,
+    TenantSettings,
+    Usage,
+)
+from fairserve.core.catalogue import SCHEDULERS
+
+limits = st.one_of(st.none(), st.builds(Limit, st.integers(1, 6), st.floats(0.5, 100.0)))
+moments = st.floats(-1e6, 1e6)
+arrivals = st.lists(
+    st.tuples(
+        st.floats(0.0, 20.0),
+        st.sampled_from("ab"),
+        st.sampled_from("uvw"),
+        st.sampled_from([None, "i", "j"]),
+    ),
+    min_size=1,
+    max_size=60,
+)
+
+
+@st.composite
+def policies(draw):
+    rules = InteractionRules(
+        idle_timeout_s=draw(st.floats(1.0, 60.0)),
+        max_calls=draw(st.integers(1, 10)),
+        max_duration_s=draw(st.floats(1.0, 200.0)),
+    )
+    application = ApplicationSettings(
+        "chat",
+        Profile(100.0, 50.0),
+        per_user=draw(limits),
+        per_tenant=draw(limits),
+        total=draw(limits),
+        interaction=rules,
+    )
+    tenants = {name: TenantSettings(name, per_user=draw(limits), total=draw(limits)) for name in "ab"}
+    return Settings(tenants=MappingProxyType(tenants), applications=MappingProxyType({"chat": application}))
+
+
+@settings(max_examples=150, deadline=None)
+@given(chosen=policies(), start=moments, arrivals=arrivals)
+def test_a_retry_after_retry_after_is_admitted(chosen, start, arrivals):
+    scheduler = Scheduler(chosen, random.Random(0))
+    scheduler.set_armed(True)
+    now = start
+    for call_id, (gap_s, tenant, user, interaction) in enumerate(arrivals):
+        now += gap_s
+        call = Call(call_id, tenant, user, "chat", 100, interaction=interaction)
+        decision = scheduler.enqueue(call, now)
+        if isinstance(decision, Refused):
+            now += decision.refusal.retry_after_s
+            decision = scheduler.enqueue(call, now)
+        assert isinstance(decision, Queued)
+        scheduler.check()
+
+
+@settings(max_examples=150, deadline=None)
+@given(chosen=policies(), start=moments, arrivals=arrivals)
+def test_an_admitted_interaction_is_never_refused(chosen, start, arrivals):
+    """The test keeps its own book of what is open: within its rules, begun by an admitted call."""
+    scheduler = Scheduler(chosen, random.Random(0))
+    scheduler.set_armed(True)
+    rules = chosen.applications["chat"].interaction
+    book = {}
+    now = start
+    for call_id, (gap_s, tenant, user, interaction) in enumerate(arrivals):
+        now += gap_s
+        key = tenant, user, interaction
+        opened, touched, calls = book.get(key, (0.0, 0.0, rules.max_calls))
+        is_open = (
+            interaction is not None
+            and calls < rules.max_calls
+            and now - opened <= rules.max_duration_s
+            and now - touched <= rules.idle_timeout_s
+        )
+        decision = scheduler.enqueue(Call(call_id, tenant, user, "chat", 100, interaction=interaction), now)
+        if is_open:
+            assert isinstance(decision, Queued)
+            assert not decision.begins_interaction
+            book[key] = opened, now, calls + 1
+        elif isinstance(decision, Queued):
+            assert decision.begins_interaction
+            book[key] = now, now, 1
+        if isinstance(decision, Queued):
+            scheduler.finish(scheduler.dispatch(now).call_id, Usage(100, 50), Outcome.COMPLETED, now)
+
+
+@settings(max_examples=50, deadline=None)
+@given(chosen=policies(), arrivals=arrivals)
+def test_before_overload_nobody_is_refused(chosen, arrivals):
+    scheduler = Scheduler(chosen, random.Random(0))
+    now = 0.0
+    for call_id, (gap_s, tenant, user, interaction) in enumerate(arrivals):
+        now += gap_s / 100.0
+        decision = scheduler.enqueue(Call(call_id, tenant, user, "chat", 1, interaction=interaction), now)
+        assert isinstance(decision, Queued)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SCHEDULERS)),
+    plan=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("uv"), st.booleans()), max_size=80),
+)
+def test_every_scheduler_conserves_work(name, plan):
+    """If anything waits, something is dispatched; and each queued call is dispatched once."""
+    scheduler = SCHEDULERS[name](Settings(), random.Random(0))
+    queued, dispatched = set(), []
+    for call_id, (tenant, user, serve) in enumerate(plan):
+        if isinstance(
+            scheduler.enqueue(Call(call_id, tenant, user, "chat", 100, interaction="i"), 0.0), Queued
+        ):
+            queued.add(call_id)
+        if serve:
+            dispatched.append(scheduler.dispatch(0.0).call_id)
+            if len(dispatched) % 2:
+                scheduler.finish(dispatched[-1], Usage(100, 500), Outcome.COMPLETED, 0.0)
+        scheduler.check()
+    while scheduler.queued:
+        dispatched.append(scheduler.dispatch(0.0).call_id)
+    assert scheduler.dispatch(0.0) is None
+    assert sorted(dispatched) == sorted(queued)
