@@ -18,7 +18,7 @@ from tests.parts.vllm import MODEL
 OVERLOAD = {
     "evaluationInterval": "1s",
     "staleAfter": "5s",
-    "holdDown": "2s",
+    "holdDown": "10s",
     "signals": [
         {"name": "queue-wait", "builtin": "QueueWait", "threshold": 2, "clearThreshold": 0.5, "for": "1s"},
         {"name": "saturation", "builtin": "Saturation", "threshold": 1.5, "clearThreshold": 1.0, "for": "1s"},
@@ -54,8 +54,8 @@ def pool(make_stack, vllm, request):
     return make
 
 
-#: Has no limit, so that throttling team B doesn't end the overload.
-HEAVY = backlog("team-a", 40, max_tokens=64)
+#: Has no limit and alone keeps the wait above the clear threshold: throttling team B ends no overload.
+HEAVY = backlog("team-a", 120, max_tokens=64)
 FLOODER = backlog("team-b", 60, users=("flooder",), max_tokens=64, honours_retry_after=False)
 AGENTS = ClientClass(
     "agents",
