@@ -3,7 +3,7 @@
 import random
 from types import MappingProxyType
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fairserve.core import (
@@ -55,8 +55,17 @@ def policies(draw):
     return Settings(tenants=MappingProxyType(tenants), applications=MappingProxyType({"chat": application}))
 
 
+#: The shortest case of each promise, so that a fault against it never depends on chance to be noticed.
+ONE_EACH = Settings(
+    tenants=MappingProxyType({"a": TenantSettings("a", per_user=Limit(1, 10.0))}),
+    applications=MappingProxyType({"chat": ApplicationSettings("chat", Profile(100.0, 50.0))}),
+)
+TWO_IN_A_ROW = [(0.0, "a", "u", None), (1.0, "a", "u", None)]
+
+
 @settings(max_examples=150, deadline=None)
 @given(chosen=policies(), start=moments, arrivals=arrivals)
+@example(chosen=ONE_EACH, start=0.0, arrivals=TWO_IN_A_ROW)
 def test_a_retry_after_retry_after_is_admitted(chosen, start, arrivals):
     scheduler = Scheduler(chosen, random.Random(0))
     scheduler.set_armed(True)
@@ -74,6 +83,7 @@ def test_a_retry_after_retry_after_is_admitted(chosen, start, arrivals):
 
 @settings(max_examples=150, deadline=None)
 @given(chosen=policies(), start=moments, arrivals=arrivals)
+@example(chosen=ONE_EACH, start=0.0, arrivals=[(0.0, "a", "u", "i"), (1.0, "a", "u", "i")])
 def test_an_admitted_interaction_is_never_refused(chosen, start, arrivals):
     """The test keeps its own book of what is open: within its rules, begun by an admitted call."""
     scheduler = Scheduler(chosen, random.Random(0))
@@ -105,6 +115,7 @@ def test_an_admitted_interaction_is_never_refused(chosen, start, arrivals):
 
 @settings(max_examples=50, deadline=None)
 @given(chosen=policies(), arrivals=arrivals)
+@example(chosen=ONE_EACH, arrivals=TWO_IN_A_ROW)
 def test_before_overload_nobody_is_refused(chosen, arrivals):
     scheduler = Scheduler(chosen, random.Random(0))
     now = 0.0
