@@ -2,10 +2,13 @@
 # Two images from one file: `--target operator` and `--target sidecar`. Neither holds vLLM.
 FROM docker.io/library/python:3.11-slim-bookworm AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY requirements/build.lock /tmp/build.lock
+RUN python -m venv /build && /build/bin/pip install --no-cache-dir --require-hashes -r /tmp/build.lock
+COPY pyproject.toml compile_core.py README.md LICENSE ./
 COPY operator operator
 COPY serving serving
-RUN python -m venv /build && /build/bin/pip install --no-cache-dir hatchling && \
+RUN HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 \
     /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM build AS operator-env

@@ -11,7 +11,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat requirements/dev.lock pyproject.toml | sha256sum | cut -c1-16)
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
-SOURCES := operator serving tests bench examples
+SOURCES := operator serving tests bench examples compile_core.py
+# A wheel with a compiled core, unpacked; named by what it is made of.
+COMPILED := build/compiled/$(shell cat $$(find serving -name '*.py' | sort) compile_core.py requirements/dev.lock | sha256sum | cut -c1-16)
 
 .PHONY: help
 help: ## Show what there is to make.
@@ -27,17 +29,33 @@ demo-cluster: $(STAMP) ## The same story with a real API server, Prometheus, the
 	$(BIN)/python examples/02-cluster/demo.py
 
 .PHONY: test
-test: $(STAMP) ## All tests, with the real parts they need (built once and cached in ~/.cache/fairserve).
+test: $(STAMP) $(COMPILED) ## All tests, with the real parts they need (built once and cached in ~/.cache/fairserve).
 	$(BIN)/python -m tests.parts
 	$(BIN)/pytest
+	$(MAKE) --no-print-directory test-compiled
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The tests that need no real part.
 	$(BIN)/pytest tests/unit tests/property
 
+.PHONY: test-compiled
+test-compiled: $(STAMP) $(COMPILED) ## The core's tests on the compiled core.
+	FAIRSERVE_CORE=compiled $(BIN)/pytest -o pythonpath=". $(COMPILED)" tests/unit/core tests/property tests/simulation
+
+.PHONY: compiled
+compiled: $(COMPILED) ## A wheel with the core compiled by mypyc, in build/compiled; needs a C compiler.
+
+.PHONY: mutants
+mutants: $(STAMP) ## Whether the tests catch deliberate faults in the core.
+	$(BIN)/python -m bench.mutants
+
+.PHONY: bench-core
+bench-core: $(STAMP) $(COMPILED) ## Speed and memory of the scheduling core, compiled and plain: build/bench/core.json.
+	$(BIN)/python -m bench.core --compiled $(COMPILED)
+
 .PHONY: paper
-paper: $(STAMP) ## The paper's experiments on the simulator: docs/paper.md and build/bench/paper.json; TRACES=DIR adds public traces.
-	PYTHONPATH=. $(BIN)/python -m bench.paper $(if $(TRACES),--traces $(TRACES))
+paper: $(STAMP) $(COMPILED) ## The paper's experiments on the simulator: docs/paper.md, build/bench/paper.json; TRACES=DIR adds public traces.
+	PYTHONPATH=$(COMPILED) $(BIN)/python -m bench.paper $(if $(TRACES),--traces $(TRACES))
 
 .PHONY: check
 check: lint types imports generated test ## Exactly what CI runs.
@@ -77,6 +95,7 @@ lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator --extra local --extra sim --group dev -o $(REQUIREMENTS)/dev.lock
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator -c requirements/dev.lock -o $(REQUIREMENTS)/operator.lock
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra sidecar -c requirements/dev.lock -o $(REQUIREMENTS)/sidecar.lock
+	$(LOCK) --universal $(UPGRADE) --group build -c requirements/dev.lock -o $(REQUIREMENTS)/build.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) vllm.in --overrides vllm-overrides.txt -o vllm.lock
 
 .PHONY: clean
@@ -88,6 +107,13 @@ $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fairserve needs Python 3.11 or newer: set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(COMPILED): | $(STAMP)
+	command -v cc >/dev/null || { echo "a compiled core needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
+	rm -rf build/compiled && mkdir -p build/compiled
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 $(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python -o build/compiled .
+	$(BIN)/uv pip install --quiet --no-deps --target $@.part build/compiled/*.whl
+	mv $@.part $@
 
 $(STAMP): | $(BIN)/uv
 	$(BIN)/uv pip sync --quiet --require-hashes requirements/dev.lock

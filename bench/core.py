@@ -11,18 +11,19 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
+import os
 import random
 import statistics
 import subprocess
 import sys
 import time
 import tracemalloc
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+from bench.results import ROOT, Figure, at_most, figure, half_quartiles, publish
 from fairserve.core import (
     ApplicationSettings,
     Call,
@@ -36,6 +37,7 @@ from fairserve.core import (
     TenantSettings,
     Usage,
 )
+from fairserve.core import scheduler as scheduler_module
 from fairserve.core.memory import MOST_IDLE_FLOWS, MOST_INTERACTIONS
 
 SEED = 1
@@ -143,26 +145,6 @@ class Load:
         return 1e6 * spent / count
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measured number and what it should be."""
-
-    name: str
-    value: float
-    unit: str
-    spread: float  #: half the distance between quartiles
-    goal: str
-    met: bool
-
-
-def figure(name: str, samples: list[float], unit: str, most: float) -> Figure:
-    """The median of samples, met if it is at most `most`."""
-    value = statistics.median(samples)
-    quartiles = statistics.quantiles(samples, n=4) if len(samples) > 1 else [value] * 3
-    spread = (quartiles[2] - quartiles[0]) / 2
-    return Figure(name, round(value, 3), unit, round(spread, 3), f"<= {most:g}", value <= most)
-
-
 def speed(rounds: int) -> list[Figure]:
     """Time for one call at two backlogs."""
     large = Load(queued=100_000, flows=10_000, tenants=1_000)
@@ -177,12 +159,24 @@ def speed(rounds: int) -> list[Figure]:
             times[name].append(load.round(CALLS_A_ROUND))
     for load in loads.values():
         load.scheduler.check()
+    names = {
+        "large": "one call, 100,000 queued, 10,000 flows, 1,000 tenants",
+        "small": "one call, 10,000 queued, 1,000 flows, 1,000 tenants",
+        "tiny": "one call, 200 queued, 4 flows, 2 tenants",
+    }
     ratios = [a / b for a, b in zip(times["large"], times["small"], strict=True)]
     return [
-        figure("one call, 100,000 queued, 10,000 flows, 1,000 tenants", times["large"], "us", 10.0),
-        figure("one call, 10,000 queued, 1,000 flows, 1,000 tenants", times["small"], "us", 10.0),
-        figure("one call, 200 queued, 4 flows, 2 tenants", times["tiny"], "us", 10.0),
-        figure("cost at 100,000 queued relative to 10,000", ratios, "ratio", 2.0),
+        *(
+            figure(names[load], statistics.median(samples), "us", half_quartiles(samples), at_most(10))
+            for load, samples in times.items()
+        ),
+        figure(
+            "cost at 100,000 queued relative to 10,000",
+            statistics.median(ratios),
+            "ratio",
+            half_quartiles(ratios),
+            at_most(2),
+        ),
     ]
 
 
@@ -213,8 +207,8 @@ def memory() -> list[Figure]:
     per_flow = (tracemalloc.get_traced_memory()[0] - before) / known
     tracemalloc.stop()
     return [
-        figure("memory a queued call, the call included", [per_call], "bytes", 1_500.0),
-        figure("memory a known flow", [per_flow], "bytes", 2_000.0),
+        figure("memory a queued call, the call included", per_call, "bytes", goal=at_most(1_500)),
+        figure("memory a known flow", per_flow, "bytes", goal=at_most(2_000)),
     ]
 
 
@@ -234,58 +228,52 @@ def sybil(users: int) -> list[Figure]:
             scheduler.expire(now)
             most = max(most, sum(len(tenant.flows) for tenant in scheduler.backlog.tenants.values()))
     scheduler.check()
-    bound = float(MOST_IDLE_FLOWS + MOST_INTERACTIONS)
-    return [figure(f"flows known at most under {users:,} users of one tenant", [float(most)], "flows", bound)]
+    name = f"flows known at most under {users:,} users of one tenant"
+    return [figure(name, most, "flows", goal=at_most(MOST_IDLE_FLOWS + MOST_INTERACTIONS))]
 
 
-def document(figures: list[Figure]) -> dict[str, Any]:
-    """The result as it is written."""
-    return {
-        "name": "core",
-        "commit": _commit(),
-        "machine": f"{_processor()}, {platform.system()}, Python {platform.python_version()}",
-        "seed": SEED,
-        "figures": [vars(one) for one in figures],
-    }
+#: What one process measures, by name.
+PARTS: dict[str, Callable[[int], list[Figure]]] = {
+    "speed": speed,
+    "memory": lambda _: memory(),
+    "sybil": lambda _: sybil(SYBILS),
+}
 
 
-def _commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
+def measured(part: str, rounds: int, python_path: Path | None) -> list[Figure]:
+    """Figures of one part, measured in a process of its own that finds the core on `python_path`."""
+    command = [sys.executable, "-m", "bench.core", "--part", part, "--rounds", str(rounds)]
+    where = f"{python_path}{os.pathsep}" if python_path is not None else ""
+    environment = os.environ | {"PYTHONPATH": f"{where}{ROOT}"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
+    told = json.loads(done.stdout)
+    if told["compiled"] is not (python_path is not None):
+        raise SystemExit(f"the core is not the one that was asked for: {told['core']}")
+    return [Figure(**one) for one in told["figures"]]
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--only", choices=["speed", "memory", "sybil"])
-    parser.add_argument("--out", type=Path, default=Path("build/bench/core.json"))
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.core", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of {CALLS_A_ROUND:,} calls")
+    parser.add_argument("--compiled", type=Path, help="folder with a compiled core (make compiled)")
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    figures: list[Figure] = []
-    if options.only in (None, "speed"):
-        figures += speed(options.rounds)
-    if options.only in (None, "memory"):
-        figures += memory()
-    if options.only in (None, "sybil"):
-        figures += sybil(SYBILS)
-    for one in figures:
-        print(
-            f"{one.value:>10.2f} ± {one.spread:<8.2f}{one.unit:6} {one.goal:>10}  "
-            f"{'met' if one.met else 'NOT MET':8}{one.name}"
-        )
-    result = document(figures)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    if options.part is not None:
+        core = scheduler_module.__file__
+        figures = PARTS[options.part](options.rounds)
+        told = {"core": core, "compiled": not core.endswith(".py"), "figures": [asdict(f) for f in figures]}
+        print(json.dumps(told))
+        return
+    cores = {"compiled": options.compiled.resolve()} if options.compiled is not None else {}
+    figures = []
+    for title, path in (cores | {"plain Python": None}).items():
+        for part in PARTS if title != "plain Python" or not cores else ["speed"]:
+            print(f"measuring {part}, {title} core", file=sys.stderr, flush=True)
+            figures += [
+                replace(one, name=f"{one.name}; {title}") for one in measured(part, options.rounds, path)
+            ]
+    publish("core", SEED, figures)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

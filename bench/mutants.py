@@ -49,6 +49,14 @@ MUTANTS = (
         UNIT + "test_memory.py::test_after_a_restart_a_newcomer_has_no_credit",
     ),
     Mutant(
+        "lift to whoever is ahead",
+        "counters.py",
+        "        floor = self.floor()\n",
+        "        first = self.first()\n        floor = self.floor() if first is None else first.counter\n",
+        UNIT
+        + "test_order.py::test_a_newcomer_starts_at_the_smallest_counter_not_at_that_of_whoever_is_ahead",
+    ),
+    Mutant(
         "charge only at the end",
         "scheduler.py",
         "        ticket.units = units = int(\n",

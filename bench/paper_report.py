@@ -1,13 +1,21 @@
-"""The page that `make paper` writes, and the figures beside it."""
+"""The page that `make paper` writes, and the figures that it claims."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fairserve.sim.experiment import Figure
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import results
+from bench.results import Goal, figure
+from fairserve.core.catalogue import SCHEDULERS
+from fairserve.sim.experiment import Experiment, Figure, experiment
+from fairserve.sim.scenario import Scenario
 from fairserve.sim.statistics import interval95, mean
+from fairserve.sim.world import SchedulerFactory
 
 
 class Report:
@@ -17,7 +25,26 @@ class Report:
         self.seeds = seeds
         self.folder = folder  #: where the page will be
         self.text: list[str] = []
-        self.figures: list[dict[str, object]] = []
+        self.figures: list[results.Figure] = []
+
+    def run(
+        self,
+        scenario: Scenario,
+        policies: Sequence[str],
+        *,
+        keep: bool = False,
+        schedulers: Mapping[str, SchedulerFactory] = SCHEDULERS,
+    ) -> Experiment:
+        """Run a scenario under each policy and seed, and show how far it is."""
+        with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(scenario.name, total=1.0)
+
+            def hear(policy: str, seed: int, share: float) -> None:
+                bar.update(task, completed=share, description=f"{scenario.name}: {policy}, seed {seed}")
+
+            return experiment(
+                scenario, policies, self.seeds, keep=keep, on_progress=hear, schedulers=schedulers
+            )
 
     def say(self, *paragraphs: str) -> None:
         """Add paragraphs."""
@@ -35,29 +62,25 @@ class Report:
         self.say(f"![{what}]({path.relative_to(self.folder)})")
 
     def figure(
-        self,
-        name: str,
-        values: Sequence[float],
-        unit: str,
-        goal: str,
-        meets: Callable[[float], bool] | None = None,
+        self, name: str, measured: Sequence[float] | Figure, unit: str, goal: Goal | None = None
     ) -> None:
-        """Record a figure; whether the goal is met is computed."""
-        value = mean(values)
-        self.figures.append(
-            {
-                "name": name,
-                "value": value if math.isfinite(value) else None,
-                "unit": unit,
-                "spread": or_none(interval95(values)),
-                "goal": goal,
-                "met": None if meets is None else bool(math.isfinite(value) and meets(value)),
-            }
-        )
+        """Record a mean over seeds; its spread is half the width of the 95 % confidence interval."""
+        known = measured if isinstance(measured, Figure) else figure_of(measured)
+        self.figures.append(figure(name, known.mean, unit, known.interval, goal))
 
 
 def figure_of(values: Sequence[float]) -> Figure:
     return Figure(mean(values), interval95(values), tuple(values))
+
+
+def ratio(dividend: Figure, divisor: Figure) -> Figure:
+    """The ratio of two means, nan to zero; its interval is that of the ratios of the single seeds, where none
+    is to zero.
+    """
+    pairs = list(zip(dividend.values, divisor.values, strict=True))
+    single = tuple(a / b for a, b in pairs if b > 0.0)
+    value = dividend.mean / divisor.mean if divisor.mean > 0.0 else math.nan
+    return Figure(value, interval95(single) if len(single) == len(pairs) else math.nan, single)
 
 
 def shown(figure: Figure, factor: float = 1.0) -> str:
@@ -73,15 +96,3 @@ def number(value: object) -> str:
     if not isinstance(value, int | float):
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def at_least(goal: float, value: float) -> bool:
-    return value >= goal
-
-
-def at_most(goal: float, value: float) -> bool:
-    return value <= goal
-
-
-def or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -43,6 +43,16 @@ def engine(speed: float, limits: EngineLimits = LIMITS) -> Engines:
     return Engines(limits=limits, cost=StepCost(0.0, 1.0 / speed), max_window=limits.max_num_seqs)
 
 
+#: Arms when a call waits as long as makes its user a delayed one, and holds for one window of the limits: if
+#: it cleared earlier, whoever was refused would come back into windows that have not moved yet.
+PROMPT = Overload(
+    OverloadSettings(
+        signals=(SignalSettings(Signal.QUEUE_WAIT.value, threshold=1.0, clear_threshold=0.5, for_s=1.0),),
+        hold_down_s=60.0,
+    )
+)
+
+
 def paper_workload(load: float, limit: int) -> Scenario:
     """The paper's workload on an engine that `load` times its work would keep busy for the 71 s."""
     settings = Settings(
@@ -50,7 +60,8 @@ def paper_workload(load: float, limit: int) -> Scenario:
         applications=MappingProxyType(paper.profiles()),
     )
     speed = PAPER_WORK_S / (load * paper.SECONDS)
-    return Scenario(f"paper, load {load:g}, limit {limit}", settings, paper.draw, engine(speed))
+    name = f"paper, load {load:g}, limit {limit}"
+    return Scenario(name, settings, paper.draw, engine(speed), overload=PROMPT)
 
 
 # -- small worlds ---------------------------------------------------------------------------------------
@@ -154,7 +165,7 @@ def weighted(
         classes.append(
             UserClass(
                 name,
-                60,
+                200,
                 name,
                 ((application, 1.0),),
                 Arrivals(ArrivalKind.CLOSED, think_s=Uniform(0.0, 0.2)),

@@ -13,8 +13,8 @@ dispatched, what exceeds the prediction while it runs, and its actual cost in th
 tenant's counter is charged `N(r)/ω_t`, its user's `N(r)/ω_a`. All charges are whole units, so they add up
 exactly.
 
-**Lift.** A flow or tenant that becomes active again starts at least at V, the counter of the one whose turn
-it is (of the last that left, if nobody waits): nobody saves up credit by idling.
+**Lift.** A flow or tenant that becomes active again starts at least at V, the smallest counter of those that
+wait (of the last that left, if nobody does): nobody saves up credit by idling.
 
 **Bound.** Let f and g (tenants, or users of one tenant) have calls waiting throughout an interval, and let
 W be what is charged to them in it. Let U bound what all calls that an engine holds can cost in counter

@@ -25,6 +25,7 @@ from fairserve.core.calls import (
     Usage,
 )
 from fairserve.core.disciplines import Discipline, Ordering, Throttling
+from fairserve.core.flows import Ticket
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.settings import Settings
 
@@ -56,6 +57,7 @@ class SchedulerLike(Protocol):
     def restore(self, data: dict[str, Any], now: float) -> None: ...  # noqa: D102
     def dump(self, now: float) -> dict[str, Any]: ...  # noqa: D102
     def check(self) -> None: ...  # noqa: D102
+    def running_calls(self) -> dict[int, Ticket]: ...  # noqa: D102
 
 
 _FCFS = Discipline(Ordering.ARRIVAL, continuations_first=False, throttling=Throttling.NONE)

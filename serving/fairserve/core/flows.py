@@ -30,15 +30,20 @@ class Ticket:
         "application_weight",
         "arrived",
         "before",
+        "body_bytes",
         "call",
+        "call_id",
         "charged_output",
         "continues",
         "flow",
+        "input_tokens",
         "interaction",
+        "max_output_tokens",
         "number",
         "part",
         "rate",
         "stage",
+        "system_tokens",
         "tariff",
         "tenant_weight",
         "timeline",
@@ -64,6 +69,12 @@ class Ticket:
         continues: bool,
     ) -> None:
         self.call = call
+        # Copies of what is read at dispatch and at the end: the call is out of the processor's cache by then.
+        self.call_id = call.call_id
+        self.input_tokens = call.input_tokens
+        self.system_tokens = call.system_tokens
+        self.max_output_tokens = call.max_output_tokens
+        self.body_bytes = call.body_bytes
         self.part = part
         self.flow = part.flow
         self.timeline = timeline
@@ -323,7 +334,7 @@ class Backlog:
             timeline = tenant.timeline = self._timeline(tenant.settings.queue.max_wait_s)
         self.number = number = self.number + 1
         ticket = Ticket(call, part, timeline, now, number, interaction, continues)
-        self.calls[call.call_id] = ticket
+        self.calls[ticket.call_id] = ticket
         timeline.calls.append(ticket)
         timeline.waiting += 1
         if continues:
@@ -344,7 +355,7 @@ class Backlog:
             else:
                 last.after = ticket
                 ticket.before = last
-        body_bytes = call.body_bytes
+        body_bytes = ticket.body_bytes
         if body_bytes:
             flow.bytes += body_bytes
             tenant.bytes += body_bytes
@@ -366,7 +377,7 @@ class Backlog:
         timeline.waiting = waiting = timeline.waiting - 1
         if len(timeline.calls) > 2 * waiting + 64:
             timeline.sweep()
-        body_bytes = ticket.call.body_bytes
+        body_bytes = ticket.body_bytes
         if body_bytes:
             flow.bytes -= body_bytes
             tenant.bytes -= body_bytes

@@ -16,11 +16,13 @@ from fairserve.core.settings import Limit
 class Window:
     """Admissions under one limit of one subject, as a ring of times: eight bytes each."""
 
-    __slots__ = ("_oldest", "_times", "limit")
+    __slots__ = ("_count", "_newest", "_oldest", "_times", "limit")
 
     def __init__(self, limit: Limit, admitted: Iterable[float] = ()) -> None:
         self.limit = limit
+        self._count = limit.count
         self._times = array("d", tuple(admitted)[-limit.count :])
+        self._newest = self._times[-1] if self._times else -math.inf
         #: Where the oldest admission is once the ring is full.
         self._oldest = 0
 
@@ -51,13 +53,14 @@ class Window:
 
     def admit(self, now: float) -> None:
         """Count one interaction. A clock that went back counts it at the newest time known."""
-        times, oldest = self._times, self._oldest
-        if times and times[oldest - 1] > now:
-            now = times[oldest - 1]
-        count = self.limit.count
+        if now < self._newest:
+            now = self._newest
+        self._newest = now
+        times, count = self._times, self._count
         if len(times) < count:
             times.append(now)
         else:
+            oldest = self._oldest
             times[oldest] = now
             self._oldest = oldest + 1 if oldest + 1 < count else 0
 
@@ -67,7 +70,7 @@ class Window:
 
     def is_empty(self, now: float) -> bool:
         """Whether nothing is counted any more."""
-        return not self._times or self._times[self._oldest - 1] + self.limit.window_s <= now
+        return self._newest + self.limit.window_s <= now
 
 
 def until(at: float, now: float) -> float:

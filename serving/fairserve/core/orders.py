@@ -7,7 +7,7 @@ fairness test must be able to tell from the others; `RoundRobin` lets flows take
 from __future__ import annotations
 
 from collections import deque
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 from fairserve.core.calls import UNIT
 from fairserve.core.counters import CounterQueue
@@ -57,10 +57,10 @@ class LeastServed(Order):
         self._continuations_first = continuations_first
         self.tenants: CounterQueue[TenantQueue] = CounterQueue(head_start)
         for tenant in backlog.tenants.values():
-            tenant.entry = 0
+            tenant.entry = tenant.low_entry = 0
             tenant.queue = CounterQueue(head_start)
             for flow in tenant.flows.values():
-                flow.entry = 0
+                flow.entry = flow.low_entry = 0
         for flow in backlog.flows_in_order():
             self.joined(flow)
 
@@ -113,7 +113,7 @@ class LeastServed(Order):
         return ticket.flow.tenant.counter // _PRIORITY_STEP
 
     def change(self, head_start: int, *, continuations_first: bool) -> None:
-        """Order what waits anew; counters and floors stay."""
+        """Order what waits by another head start; counters and floors stay."""
         self._continuations_first = continuations_first
         self.head_start = head_start
         self.tenants.reset(head_start)
@@ -139,7 +139,7 @@ class RoundRobin(Order):
     """
 
     #: What one turn adds: a typical call.
-    QUANTUM = UNIT
+    QUANTUM: ClassVar[int] = UNIT
 
     def __init__(self, backlog: Backlog) -> None:
         self._ring = deque(backlog.flows_in_order())

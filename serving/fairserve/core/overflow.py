@@ -34,7 +34,7 @@ class _Plan:
         self.tickets.append(ticket)
         for who in (ticket.flow, ticket.flow.tenant):
             self._requests[who] = self._requests.get(who, 0) + 1
-            self._bytes[who] = self._bytes.get(who, 0) + ticket.call.body_bytes
+            self._bytes[who] = self._bytes.get(who, 0) + ticket.body_bytes
 
     def newest(self, flow: Flow) -> Ticket | None:
         """The flow's newest beginning call that stays so far."""
@@ -142,7 +142,7 @@ class Overflow:
                     return None
             while (
                 self._backlog.queued - len(plan.tickets) >= bounds.max_requests
-                or self._backlog.bytes - sum(t.call.body_bytes for t in plan.tickets) + call.body_bytes
+                or self._backlog.bytes - sum(t.body_bytes for t in plan.tickets) + call.body_bytes
                 > bounds.max_bytes
             ):
                 furthest = self._furthest_tenant(plan, touched)

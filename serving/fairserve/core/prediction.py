@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fairserve.core.calls import Call, Usage
+from fairserve.core.calls import Usage
 from fairserve.core.cost import Tariff, typical_cost
 from fairserve.core.learning import Learner
 from fairserve.core.settings import ApplicationSettings, Profile
 from fairserve.core.sharing import SharedWindow
 
 if TYPE_CHECKING:
-    from fairserve.core.flows import Part
+    from fairserve.core.flows import Ticket
 
 #: Weight of the newest sample.
 _SMOOTHING = 0.1
@@ -74,8 +74,9 @@ class ApplicationState:
         self.profile = profile
         self.typical = typical_cost(profile, tariff)  #: w_a
 
-    def predict(self, call: Call, part: Part) -> int:
+    def predict(self, ticket: Ticket) -> int:
         """Expected output of a call, never above what its client allows."""
+        part = ticket.part
         if part.samples >= _FLOW_SAMPLES:
             average = part.output_tokens
         elif self.output_samples >= _FLOW_SAMPLES:
@@ -83,15 +84,16 @@ class ApplicationState:
         else:
             average = self.profile.output_tokens
         expected = int(average + 0.5) or 1
-        most = call.max_output_tokens
+        most = ticket.max_output_tokens
         return expected if most is None or expected <= most else max(0, most)
 
     def input_tokens(self, body_bytes: int) -> int:
         """Expected prompt tokens of a body of that size."""
         return max(1, round(body_bytes / self.bytes_per_token))
 
-    def observe(self, call: Call, part: Part, usage: Usage) -> None:
+    def observe(self, ticket: Ticket, usage: Usage) -> None:
         """Learn from a completed call."""
+        part = ticket.part
         output, prompt = usage.output_tokens, usage.input_tokens
         # The plain mean over the first samples, so that the first one doesn't linger.
         part.samples = samples = part.samples + 1
@@ -100,11 +102,11 @@ class ApplicationState:
         self.output_samples = samples = self.output_samples + 1
         of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
         self.output_tokens += of_all * (output - self.output_tokens)
-        if call.body_bytes and prompt:
+        if ticket.body_bytes and prompt:
             self.ratio_samples = samples = self.ratio_samples + 1
             of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
-            self.bytes_per_token += of_all * (call.body_bytes / prompt - self.bytes_per_token)
+            self.bytes_per_token += of_all * (ticket.body_bytes / prompt - self.bytes_per_token)
         if self.learner is not None:
             part.input_tokens += step * (prompt - part.input_tokens)
-            part.system_tokens += step * (min(call.system_tokens, prompt) - part.system_tokens)
+            part.system_tokens += step * (min(ticket.system_tokens, prompt) - part.system_tokens)
             self.learner.observe(part)

@@ -166,21 +166,21 @@ class Scheduler:
         ticket = self.order.next()
         if ticket is None:
             return None
-        flow, part, call = ticket.flow, ticket.part, ticket.call
+        flow, part = ticket.flow, ticket.part
         tenant, application = flow.tenant, part.application
         backlog, tariff = self.backlog, self.settings.tokens
         backlog.take(ticket, RUNS)
         if not flow.waiting:
             self.order.left(flow)
         typical = application.typical
-        predicted = application.predict(call, part) if self._predicts else 0
+        predicted = application.predict(ticket) if self._predicts else 0
         ticket.tariff = tariff
         ticket.rate = rate = UNIT * (self._share / typical + (1.0 - self._share) / self.traffic.value)
         ticket.tenant_weight = tenant_weight = tenant.weight
         ticket.application_weight = application_weight = application.weight
         ticket.charged_output = predicted
         ticket.units = units = int(
-            plain_price(call.input_tokens, call.system_tokens, predicted, tariff) * rate
+            plain_price(ticket.input_tokens, ticket.system_tokens, predicted, tariff) * rate
         )
         tenant.service += units
         tenant.counter += int(units / tenant_weight)
@@ -188,11 +188,11 @@ class Scheduler:
         flow.running += 1
         tenant.running += 1
         backlog.running += 1
-        self._inflight_tokens += call.input_tokens + predicted
+        self._inflight_tokens += ticket.input_tokens + predicted
         wait_s = now - ticket.arrived
         if wait_s < 0.0:
             wait_s = 0.0
-        return _dispatched((call.call_id, wait_s, units, predicted, self.order.priority(ticket)))
+        return _dispatched((ticket.call_id, wait_s, units, predicted, self.order.priority(ticket)))
 
     def progress(self, call_id: int, output_tokens: int) -> None:
         """A running call has produced `output_tokens` so far: charge what exceeds its prediction. Raises
@@ -204,7 +204,7 @@ class Scheduler:
         if ticket.charged_output < output_tokens <= MOST_TOKENS:
             self._inflight_tokens += output_tokens - ticket.charged_output
             ticket.charged_output = output_tokens
-            self._charge(ticket, Usage(ticket.call.input_tokens, output_tokens))
+            self._charge(ticket, Usage(ticket.input_tokens, output_tokens))
 
     def finish(self, call_id: int, usage: Usage, outcome: Outcome, now: float) -> Settled:
         """A dispatched call has ended: replace its charge by its actual cost. `usage` is what the engine
@@ -228,12 +228,12 @@ class Scheduler:
         call, flow, part = ticket.call, ticket.flow, ticket.part
         tenant = flow.tenant
         self._charge(ticket, usage)
-        self._inflight_tokens -= call.input_tokens + ticket.charged_output
+        self._inflight_tokens -= ticket.input_tokens + ticket.charged_output
         flow.running -= 1
         tenant.running -= 1
         backlog.running -= 1
         if outcome is Outcome.COMPLETED:
-            part.application.observe(call, part, usage)
+            part.application.observe(ticket, usage)
             self.traffic.observe(ticket.units / ticket.rate)
         interaction = ticket.interaction
         if interaction is not None:
@@ -407,7 +407,7 @@ class Scheduler:
         """Make the cost of `usage` the call's whole charge. The tenant pays it by its weight, its user by the
         application's, so that no choice of application changes a tenant's share against others.
         """
-        units = int(price(usage, ticket.call.system_tokens, ticket.tariff) * ticket.rate)
+        units = int(price(usage, ticket.system_tokens, ticket.tariff) * ticket.rate)
         before = ticket.units
         if units == before:
             return
@@ -433,13 +433,13 @@ class Scheduler:
     def _evict(self, ticket: Ticket, refusal: Refusal, now: float) -> Evicted:
         wasted = ticket.interaction.tokens if ticket.interaction is not None else 0
         self._take_out(ticket, now)
-        return Evicted(ticket.call.call_id, refusal, wasted)
+        return Evicted(ticket.call_id, refusal, wasted)
 
     def _take_out(self, ticket: Ticket, now: float) -> None:
         """A waiting call is gone undispatched."""
         flow = ticket.flow
         self.backlog.take(ticket, GONE)
-        del self.backlog.calls[ticket.call.call_id]
+        del self.backlog.calls[ticket.call_id]
         if not flow.waiting:
             self.order.left(flow)
         if ticket.interaction is not None:

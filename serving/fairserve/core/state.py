@@ -244,7 +244,7 @@ def check(scheduler: Scheduler) -> None:
     tenants = backlog.tenants.values()
     assert backlog.queued == len(waiting) == sum(tenant.queued for tenant in tenants), "queued is off"
     assert backlog.running == len(running) == sum(tenant.running for tenant in tenants), "running is off"
-    assert backlog.bytes == sum(ticket.call.body_bytes for ticket in waiting), "bytes are off"
+    assert backlog.bytes == sum(ticket.body_bytes for ticket in waiting), "bytes are off"
     assert len(waiting) + len(running) == len(backlog.calls), "a call is gone and known"
     for line in backlog.timelines.values():
         held = [ticket for ticket in line.calls if ticket.stage == WAITS]
@@ -256,7 +256,7 @@ def check(scheduler: Scheduler) -> None:
     memory = scheduler.memory
     assert memory.idle_flows == sum(len(tenant.idle) for tenant in tenants), "idle flows are off"
     assert memory.interactions == sum(tenant.interactions for tenant in tenants), "interactions are off"
-    tokens = sum(ticket.call.input_tokens + ticket.charged_output for ticket in running)
+    tokens = sum(ticket.input_tokens + ticket.charged_output for ticket in running)
     assert tokens == scheduler.inflight_tokens, "tokens in flight are off"
     if isinstance(scheduler.order, LeastServed):
         scheduler.order.tenants.check()
@@ -286,7 +286,7 @@ def _check_tenant(tenant: TenantQueue) -> None:
         assert flow.continuing == len(continues), f"{name}/{flow.user}: continuing is off"
         _check_fifo(begins)
         _check_fifo(continues)
-        assert flow.bytes == sum(t.call.body_bytes for t in (*begins, *continues)), f"{name}: bytes are off"
+        assert flow.bytes == sum(t.body_bytes for t in (*begins, *continues)), f"{name}: bytes are off"
         idle = not flow.waiting and not flow.running
         assert idle == (flow.user in tenant.idle), f"{name}/{flow.user}: idles or doesn't"
         interactions += sum(len(part.interactions or ()) for part in flow.parts.values())

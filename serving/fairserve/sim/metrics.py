@@ -43,6 +43,7 @@ def measure(scenario: Scenario, recording: Recording) -> Metrics:
         **_delays(recording.calls, solo),
         **_throughput(recording),
         **_interactions(recording.interactions),
+        "within_limits_served": _within_limits_served(scenario.settings, recording.interactions),
         **_order(recording),
         **_service(recording),
         **_bound(scenario.settings, scenario.engines.limits.kv_tokens, recording),
@@ -169,6 +170,25 @@ def _interactions(interactions: Sequence[InteractionRecord]) -> dict[str, float]
         "completion_mean_s": mean(times),
         "completion_p99_s": percentile(times, 0.99),
     }
+
+
+def _within_limits_served(settings: Settings, interactions: Sequence[InteractionRecord]) -> float:
+    """Share of fully served users among those who never begin more interactions than their limit allows. When
+    one begins is when its first call is first sent, whatever became of that.
+    """
+    begun: dict[tuple[str, str], list[InteractionRecord]] = defaultdict(list)
+    for interaction in interactions:
+        begun[interaction.client.tenant, interaction.client.user].append(interaction)
+    served = []
+    for (tenant, _), mine in begun.items():
+        limit = settings.tenants[tenant].per_user if tenant in settings.tenants else None
+        if limit is not None:
+            at_s = sorted(i.begun_s for i in mine)
+            windows = zip(at_s, at_s[limit.count :], strict=False)
+            if any(last_s - first_s < limit.window_s for first_s, last_s in windows):
+                continue
+        served.append(float(all(i.complete or i.dropped for i in mine)))
+    return mean(served)
 
 
 def _order(recording: Recording) -> dict[str, float]:

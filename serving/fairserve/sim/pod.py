@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fairserve.core import (
+    UNIT,
     Call,
     DispatchWindow,
     EngineSample,
@@ -261,6 +262,11 @@ class Pod:
         record.input_tokens, record.output_tokens = usage.input_tokens, usage.output_tokens
         record.fate = Fate.SERVED if outcome is Outcome.COMPLETED else Fate.CANCELLED
         self._world.ended(record)
+
+    def close(self) -> None:
+        """The run is over: note what calls that run have been charged so far."""
+        for call_id, ticket in self.scheduler.running_calls().items():
+            self.running[call_id].charged = ticket.units / UNIT
 
     def _evict(self, decision: Queued) -> None:
         for lost in decision.evicted:

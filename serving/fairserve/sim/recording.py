@@ -69,7 +69,7 @@ class CallRecord:
     ended_s: float = NEVER
     input_tokens: int = 0  #: computed, cached ones included
     output_tokens: int = 0
-    charged: float = 0.0  #: normalised cost, settled
+    charged: float = 0.0  #: normalised cost: settled, or so far of a call that runs at the end
     fate: Fate = Fate.OPEN
 
     @property

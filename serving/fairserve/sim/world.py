@@ -107,6 +107,8 @@ class World:
         # What ends last is a tick, unless the horizon came first.
         ends = [i.ended_s for i in recording.interactions]
         recording.ended_s = self.now if self._live > 0 else max(ends, default=0.0)
+        for pod in self.pods:
+            pod.close()
         recording.dispatched = [pod.order for pod in self.pods]
         recording.preemptions = sum(pod.preemptions + pod.engine.preemptions for pod in self.pods)
         recording.computed_tokens = sum(pod.computed_tokens + pod.engine.computed_tokens for pod in self.pods)

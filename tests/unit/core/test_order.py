@@ -145,6 +145,25 @@ def test_an_idle_tenant_saves_up_no_credit(make_rig):
     assert first.count("a") == pytest.approx(10, abs=1)
 
 
+def test_a_newcomer_starts_at_the_smallest_counter_not_at_that_of_whoever_is_ahead(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0}, continuation_head_start=5.0)
+    owner = {}
+
+    def offer(tenant, **kwargs):
+        owner[rig.enqueue(tenant, **kwargs).call_id] = tenant
+
+    offer("a", interaction="agent")
+    rig.serve()
+    for _ in range(3):
+        offer("b")
+    for _ in range(3):
+        offer("a", interaction="agent")
+        assert owner[rig.serve()] == "a", "ahead by its head start"
+    offer("a", interaction="agent")
+    offer("c")
+    assert [owner[rig.serve()] for _ in range(4)] == ["a", "b", "c", "b"]
+
+
 def test_the_charge_falls_at_dispatch_not_at_the_end(make_rig):
     rig = make_rig(tenant_a={"weight": 1.0})
     for _ in range(8):

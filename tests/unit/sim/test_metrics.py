@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
+from fairserve.core import Limit, TenantSettings
 from fairserve.sim import statistics
 from fairserve.sim.metrics import measure
 from fairserve.sim.recording import CallRecord, Fate, InteractionRecord, Recording
@@ -103,6 +105,20 @@ def test_waste_is_of_interactions_that_lost_a_later_call():
     assert figures["token_waste"] == pytest.approx(90 / 200)
     assert figures["serving_experience"] == 0.5
     assert (figures["lost_interactions"], figures["cut_interactions"]) == (1.0, 1.0)
+
+
+def test_users_within_their_limits():
+    limit = Limit(2, 60.0)
+    tenants = MappingProxyType({"a": TenantSettings("a", per_user=limit)})
+    world = replace(WORLD, settings=replace(WORLD.settings, tenants=tenants))
+    within = [call(n, client("within"), at, at, at + 1, at + 2) for n, at in ((1, 0.0), (2, 59.0), (3, 60.0))]
+    over = [call(n, client("over"), at, at, at + 1, at + 2) for n, at in ((4, 0.0), (5, 30.0), (6, 59.0))]
+    over[0].interaction.lost, over[0].interaction.served = True, 0
+    served = measure(world, recording(*within, *over)).figures["within_limits_served"]
+    assert served == 1.0, "who is over the limit is not counted"
+    within[1].interaction.served = 0
+    assert measure(world, recording(*within, *over)).figures["within_limits_served"] == 0.0
+    assert measure(WORLD, recording(*within, *over)).figures["within_limits_served"] == 0.0, "no limit"
 
 
 def test_order():

@@ -1,0 +1,133 @@
+"""Figures of a benchmark: how they are judged, written and shown.
+
+A benchmark NAME is a command, `make bench-NAME` or `make NAME`. It writes `build/bench/NAME.json` and prints
+the same document as its last line. Whether a goal is met is computed here from the value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "build" / "bench"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a figure should be; `holds` is asked with its value."""
+
+    text: str
+    holds: Callable[[float], bool]
+
+
+def at_most(most: float) -> Goal:
+    return Goal(f"<= {most:g}", lambda value: value <= most)
+
+
+def at_least(least: float) -> Goal:
+    return Goal(f">= {least:g}", lambda value: value >= least)
+
+
+def exactly(wanted: float) -> Goal:
+    return Goal(f"{wanted:g}", lambda value: value == wanted)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number. `goal` and `met` are None for a figure that is shown beside others."""
+
+    name: str
+    value: float | None  #: None where it has none: a ratio to zero
+    unit: str
+    spread: float | None
+    goal: str | None
+    met: bool | None
+
+
+def figure(
+    name: str, value: float, unit: str, spread: float | None = None, goal: Goal | None = None
+) -> Figure:
+    """A figure, judged. A value that is not finite meets no goal."""
+    finite = math.isfinite(value)
+    return Figure(
+        name,
+        float(f"{value:.5g}") if finite else None,
+        unit,
+        float(f"{spread:.3g}") if spread is not None and math.isfinite(spread) else None,
+        goal.text if goal is not None else None,
+        bool(finite and goal.holds(value)) if goal is not None else None,
+    )
+
+
+def half_quartiles(samples: Sequence[float]) -> float | None:
+    """Half the distance between the quartiles; None for fewer than two samples."""
+    if len(samples) < 2:
+        return None
+    low, _, high = statistics.quantiles(samples, n=4)
+    return (high - low) / 2
+
+
+def publish(name: str, seed: object, figures: Sequence[Figure]) -> None:
+    """Show the figures, write the document and print it as the last line."""
+    for one in figures:
+        spread = f" ± {one.spread:g}" if one.spread is not None else ""
+        judged = {True: "met", False: "NOT MET", None: ""}[one.met]
+        print(f"{judged:8}{one.name}: {_shown(one.value)}{spread} {one.unit}" + _goal(one))
+    document = {
+        "name": name,
+        "commit": _commit(),
+        "machine": machine(),
+        "seed": seed,
+        "figures": [asdict(one) for one in figures],
+    }
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+
+
+def machine() -> str:
+    """Processor, cores, system and Python."""
+    return f"{_processor()}, {_cores()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """The last results of a benchmark; None if it has not run."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.5g}"
+
+
+def _goal(one: Figure) -> str:
+    return f" (goal {one.goal})" if one.goal is not None else ""
+
+
+def _commit() -> str:
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip() or "unknown"
+
+
+def _cores() -> int:
+    return len(_cpuinfo("processor"))
+
+
+def _processor() -> str:
+    return next(iter(_cpuinfo("model name")), platform.machine())
+
+
+def _cpuinfo(key: str) -> list[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
