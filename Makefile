@@ -39,8 +39,8 @@ test-unit: $(STAMP) ## The tests that need no real part.
 	$(BIN)/pytest tests/unit tests/property
 
 .PHONY: test-compiled
-test-compiled: $(STAMP) $(COMPILED) ## The core's tests on the compiled core.
-	FAIRSERVE_CORE=compiled $(BIN)/pytest -o pythonpath=". $(COMPILED)" tests/unit/core tests/property tests/simulation
+test-compiled: $(STAMP) $(COMPILED) ## The tests of the core and the sidecar on the compiled core.
+	FAIRSERVE_CORE=compiled $(BIN)/pytest -o pythonpath=". $(COMPILED)" tests/unit/core tests/unit/sidecar tests/property tests/simulation
 
 .PHONY: compiled
 compiled: $(COMPILED) ## A wheel with the core compiled by mypyc, in build/compiled; needs a C compiler.

@@ -36,7 +36,11 @@ class Report:
         schedulers: Mapping[str, SchedulerFactory] = SCHEDULERS,
     ) -> Experiment:
         """Run a scenario under each policy and seed, and show how far it is."""
-        with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console.print(f"{scenario.name}: {', '.join(policies)}")
+        columns = Progress.get_default_columns()
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(scenario.name, total=1.0)
 
             def hear(policy: str, seed: int, share: float) -> None:

@@ -1,7 +1,7 @@
 """Figures of a benchmark: how they are judged, written and shown.
 
-A benchmark NAME is a command, `make bench-NAME` or `make NAME`. It writes `build/bench/NAME.json` and prints
-the same document as its last line. Whether a goal is met is computed here from the value.
+A benchmark NAME is a command, `make bench-NAME` or `make NAME`. It writes `build/bench/NAME.json` and its
+section of docs/benchmarks.md, and prints the document as its last line. Whether a goal is met is computed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "bench"
+PAGE = ROOT / "docs" / "benchmarks.md"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,35 @@ def publish(name: str, seed: object, figures: Sequence[Figure]) -> None:
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(
+        with_section(PAGE.read_text(encoding="utf-8"), name, _section(document)), encoding="utf-8"
+    )
     print(json.dumps(document))
+
+
+def with_section(page: str, name: str, section: str) -> str:
+    """The page with the section of that name replaced, or added as its last."""
+    before, *sections = page.split("\n## ")
+    known = {text.partition("\n")[0]: text.rstrip() for text in sections}
+    known[name] = f"{name}\n\n{section.rstrip()}"
+    return "\n\n## ".join([before.rstrip(), *known.values()]) + "\n"
+
+
+def _section(document: dict[str, Any]) -> str:
+    seed = document["seed"]
+    seeds = ", ".join(map(str, seed)) if isinstance(seed, list) else seed
+    lines = [
+        f"Commit {document['commit']}; {document['machine']}; seed {seeds}.",
+        "",
+        "| figure | value | spread | unit | goal | met |",
+        "|---|--:|--:|---|---|---|",
+    ]
+    for one in document["figures"]:
+        spread = "" if one["spread"] is None else f"± {one['spread']:,.3g}"
+        met = {True: "yes", False: "**no**", None: ""}[one["met"]]
+        row = (one["name"], _shown(one["value"]), spread, one["unit"], one["goal"] or "", met)
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
 def machine() -> str:
@@ -98,14 +127,10 @@ def machine() -> str:
     return f"{_processor()}, {_cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def read(name: str) -> dict[str, Any] | None:
-    """The last results of a benchmark; None if it has not run."""
-    path = FOLDER / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
 def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:,.5g}"
+    if value is None:
+        return "none"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _goal(one: Figure) -> str:
