@@ -25,6 +25,7 @@ from fairserve.sim.workload import (
     InteractionIds,
     Retry,
     UserClass,
+    Workload,
     draw_workload,
     typical_call,
 )
@@ -62,6 +63,20 @@ def paper_workload(load: float, limit: int) -> Scenario:
     speed = PAPER_WORK_S / (load * paper.SECONDS)
     name = f"paper, load {load:g}, limit {limit}"
     return Scenario(name, settings, paper.draw, engine(speed), overload=PROMPT)
+
+
+def well_behaved_alone(load: float, limit: int) -> Scenario:
+    """The same engine and well-behaved users without the top users: what a scheduler could reach that knew
+    beforehand whom to hold back.
+    """
+
+    def draw(seed: int) -> Workload:
+        whole = paper.draw(seed)
+        clients = tuple(client for client in whole.clients if client.good)
+        return Workload(clients, tuple(p for p in whole.plans if p.client.good), whole.applications)
+
+    scenario = paper_workload(load, limit)
+    return replace(scenario, name=f"{scenario.name}, well-behaved users alone", draw=draw)
 
 
 # -- small worlds ---------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 #: Units of cost in one typical call. Charges are whole units, so that they add up exactly.
-UNIT = 1_000_000_000
+UNIT: Final = 1_000_000_000
 
 
 class Policy(StrEnum):

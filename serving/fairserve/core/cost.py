@@ -15,14 +15,16 @@ differences of such costs, so they add up to the cost of what it used at last, t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from fairserve.core.calls import UNIT, Usage
 from fairserve.core.settings import Profile, TokenWeights
 
 #: More tokens than any engine computes for a call: what lies beyond is taken for a broken counter.
-MOST_TOKENS = 10**12
+MOST_TOKENS: Final = 1_000_000_000_000
+
+#: One call in 200 weighs half a percent in w̄: steady within a few hundred calls, deaf to single ones.
+_SMOOTHING: Final = 0.005
 
 #: The prices of one application's or pool's tokens.
 Tariff = TokenWeights
@@ -34,16 +36,16 @@ def price(usage: Usage, system_tokens: int, tariff: Tariff) -> float:
     A prefix cache holds the start of the prompt, which is where the system prompt is: cached tokens count
     as system tokens first. (The formula's `input − system − cached` would go below zero otherwise.)
     """
-    input_tokens, cached = usage.input_tokens, usage.cached_tokens
+    input_tokens, cached, output_tokens = usage.input_tokens, usage.cached_tokens, usage.output_tokens
     if not cached:
-        return plain_price(input_tokens, system_tokens, usage.output_tokens, tariff)
+        return plain_price(input_tokens, system_tokens, output_tokens, tariff)
     system_tokens = min(system_tokens, input_tokens)
     cached_system = min(cached, system_tokens)
     return (
         tariff.input * (input_tokens - system_tokens - (cached - cached_system))
         + tariff.cached * cached
         + tariff.system * (system_tokens - cached_system)
-        + tariff.output * usage.output_tokens
+        + tariff.output * output_tokens
     )
 
 
@@ -60,6 +62,13 @@ def plain_price(input_tokens: int, system_tokens: int, output_tokens: int, tarif
 
 def sane(usage: Usage) -> Usage:
     """The usage with what can't be made good: negative and NaN count as nothing, cached is part of input."""
+    try:
+        # In the compiled core it is here that numbers of other types are noticed.
+        prompt, output, cached = usage.input_tokens, usage.output_tokens, usage.cached_tokens
+        if 0 <= cached <= prompt <= MOST_TOKENS and 0 <= output <= MOST_TOKENS:
+            return usage
+    except TypeError:
+        pass
     told: Any = usage
     input_tokens = _tokens(told.input_tokens)
     return Usage(input_tokens, _tokens(told.output_tokens), min(_tokens(told.cached_tokens), input_tokens))
@@ -84,22 +93,21 @@ def unit_rate(typical: float, mean: float, share: float) -> float:
     return UNIT * (share / typical + (1.0 - share) / mean)
 
 
-@dataclass(slots=True)
 class TrafficMean:
     """w̄, the mean price of the pool's completed calls, as an exponential moving average.
 
     Of what they cost, not of the w_a of what they claim to be: otherwise who mislabels moves w̄ as well.
     """
 
-    value: float
-    samples: int = 0
+    __slots__ = ("samples", "value")
 
-    #: One call in 200 weighs half a percent: steady within a few hundred calls, deaf to single ones.
-    SMOOTHING = 0.005
+    def __init__(self, value: float, samples: int = 0) -> None:
+        self.value = value
+        self.samples = samples
 
     def observe(self, priced: float) -> None:
         """Count one call that cost so many priced tokens."""
         self.samples = samples = self.samples + 1
         # The plain mean at first, so that the initial guess is soon forgotten.
-        step = self.SMOOTHING if samples > 200 else 1.0 / samples
+        step = _SMOOTHING if samples > 200 else 1.0 / samples
         self.value += step * ((priced if priced > 1.0 else 1.0) - self.value)

@@ -3,10 +3,10 @@
 Counters are whole units, so that charges add up exactly under any interleaving. A counter rises with every
 charge and falls a little when a prediction is settled. One heap orders members by the place of their next
 call, which may be ahead of their counter by a head start; the other by counter alone, and is asked only when
-somebody enters. Rises are lazy: an entry of a heap is a lower bound, and is moved when it reaches the top.
-Falls push a new entry. A member's live entries are those whose numbers it names; others are dropped when they
-reach the top, or all at once when they outnumber the live ones. So an operation costs O(log n) amortised
-and memory stays within a constant factor of the members.
+somebody enters while one with a head start comes first. Rises are lazy: an entry of a heap is a lower bound,
+and is moved when it reaches the top. Falls push a new entry. A member's live entries are those whose numbers
+it names; others are dropped when they reach the top, or all at once when they outnumber the live ones. So an
+operation costs O(log n) amortised and memory stays within a constant factor of the members.
 """
 
 from __future__ import annotations
@@ -114,6 +114,11 @@ class CounterQueue(Generic[M]):
 
     def floor(self) -> int:
         """V: the smallest counter among those that wait; while nobody does, that of the last one to leave."""
+        first = self.first()
+        if first is None:
+            return self._last.counter if self._last is not None else self.base
+        if not first.continuing:
+            return first.counter  # without a head start nobody's counter is below its place
         heap = self._counters
         while heap:
             known, number, waiting = heap[0]
@@ -126,7 +131,7 @@ class CounterQueue(Generic[M]):
                 return counter
             member.low = counter
             heapreplace(heap, (counter, number, member))
-        return self._last.counter if self._last is not None else self.base
+        raise AssertionError("who waits has no entry among the counters")
 
     def reset(self, head_start: int) -> None:
         """Order everything anew under another head start."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from typing import Final
 
 from fairserve.core.calls import Call
 from fairserve.core.cost import Tariff
@@ -19,7 +20,9 @@ from fairserve.core.prediction import ApplicationState
 from fairserve.core.settings import TenantSettings
 
 #: Where a call is in its life.
-WAITS, RUNS, GONE = 0, 1, 2
+WAITS: Final = 0
+RUNS: Final = 1
+GONE: Final = 2
 
 
 class Ticket:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fairserve.core.settings import Learning, Profile
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from fairserve.core.flows import Part
 
 #: Whose averages are asked: this many tenants, each by this many users, those seen last.
-_TENANTS, _USERS = 64, 16
+_TENANTS: Final = 64
+_USERS: Final = 16
 #: A profile moves at most once in so many seconds.
-_INTERVAL_S = 10.0
+_INTERVAL_S: Final = 10.0
 
 
 class Learner:

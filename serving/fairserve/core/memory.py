@@ -10,7 +10,7 @@ part, the calls of a further one are interactions of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fairserve.core import throttle
 from fairserve.core.flows import Backlog, Flow, Part, TenantQueue, Ticket
@@ -21,11 +21,11 @@ from fairserve.core.orders import Order
 MOST_IDLE_FLOWS = 100_000
 MOST_INTERACTIONS = 50_000
 #: An idle flow is remembered this long in any case, so that its averages survive a pause.
-IDLE_FLOW_S = 600.0
+IDLE_FLOW_S: Final = 600.0
 #: Idle flows one sweep looks at, besides two for each flow that idled since the last.
-_SWEEP = 256
+_SWEEP: Final = 256
 #: Idle flows looked at for one that may be pushed out.
-_LOOK = 8
+_LOOK: Final = 8
 
 
 class Memory:

@@ -7,7 +7,7 @@ fairness test must be able to tell from the others; `RoundRobin` lets flows take
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar, assert_never
+from typing import ClassVar, Final, assert_never
 
 from fairserve.core.calls import UNIT
 from fairserve.core.counters import CounterQueue
@@ -16,7 +16,7 @@ from fairserve.core.flows import Backlog, Flow, TenantQueue, Ticket
 from fairserve.core.settings import Settings
 
 #: Units of a counter in one step of an engine's priority: a thousandth of a typical call.
-_PRIORITY_STEP = UNIT // 1000
+_PRIORITY_STEP: Final = UNIT // 1000
 
 
 class Order:

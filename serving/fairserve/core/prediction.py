@@ -6,7 +6,7 @@ bytes per input token per application. A prediction only places a charge early; 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fairserve.core.calls import Usage
 from fairserve.core.cost import Tariff, typical_cost
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from fairserve.core.flows import Ticket
 
 #: Weight of the newest sample.
-_SMOOTHING = 0.1
+_SMOOTHING: Final = 0.1
 #: Samples a flow needs before its own average counts more than its application's.
-_FLOW_SAMPLES = 3
+_FLOW_SAMPLES: Final = 3
 #: Bytes of JSON body per input token, before anything is learned: English text in a chat body.
-_BYTES_PER_TOKEN = 4.0
+_BYTES_PER_TOKEN: Final = 4.0
 #: Samples after which an average moves by `_SMOOTHING`.
-_PLAIN = 10
+_PLAIN: Final = 10
 
 
 class ApplicationState:
