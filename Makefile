@@ -12,6 +12,8 @@ STAMP := $(VENV)/.ready-$(shell cat requirements/dev.lock pyproject.toml | sha25
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
 SOURCES := operator serving tests bench examples compile_core.py
+# What the sidecar is compared with, in an environment of its own.
+PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
 # A wheel with a compiled core, unpacked; named by what it is made of.
 COMPILED := build/compiled/$(shell cat $$(find serving -name '*.py' | sort) compile_core.py requirements/dev.lock | sha256sum | cut -c1-16)
 
@@ -52,6 +54,10 @@ mutants: $(STAMP) ## Whether the tests catch deliberate faults in the core.
 .PHONY: bench-core
 bench-core: $(STAMP) $(COMPILED) ## Speed and memory of the scheduling core, compiled and plain: build/bench/core.json.
 	$(BIN)/python -m bench.core --compiled $(COMPILED)
+
+.PHONY: bench-sidecar
+bench-sidecar: $(STAMP) $(COMPILED) $(PEERS) ## The sidecar beside vllm-router before one dummy engine: build/bench/sidecar.json.
+	$(BIN)/python -m bench.sidecar --compiled $(COMPILED) --router $(PEERS)/bin/vllm-router
 
 .PHONY: paper
 paper: $(STAMP) $(COMPILED) ## The paper's experiments on the simulator: docs/paper.md, build/bench/paper.json; TRACES=DIR adds public traces.
@@ -96,6 +102,7 @@ lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator -c requirements/dev.lock -o $(REQUIREMENTS)/operator.lock
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra sidecar -c requirements/dev.lock -o $(REQUIREMENTS)/sidecar.lock
 	$(LOCK) --universal $(UPGRADE) --group build -c requirements/dev.lock -o $(REQUIREMENTS)/build.lock
+	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) peers.in -o peers.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) vllm.in --overrides vllm-overrides.txt -o vllm.lock
 
 .PHONY: clean
@@ -107,6 +114,10 @@ $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fairserve needs Python 3.11 or newer: set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(PEERS): | $(BIN)/uv
+	rm -rf build/peers-* && $(BIN)/uv venv --quiet --python $(BIN)/python $@
+	$(BIN)/uv pip sync --quiet --require-hashes --python $@/bin/python requirements/peers.lock || { rm -rf $@; exit 1; }
 
 $(COMPILED): | $(STAMP)
 	command -v cc >/dev/null || { echo "a compiled core needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
