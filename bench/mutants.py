@@ -33,6 +33,9 @@ class Mutant:
 
 UNIT = "tests/unit/core/"
 PROPERTY = "tests/property/"
+_RUNS_AT_SNAPSHOT = (
+    "test_a_call_that_runs_at_the_snapshot_keeps_its_interaction_open_and_is_no_settled_service"
+)
 MUTANTS = (
     Mutant(
         "no lift",
@@ -244,6 +247,49 @@ MUTANTS = (
         "                if order.owes(flow) or not self._is_over(flow, now):\n",
         "                if not self._is_over(flow, now):\n",
         UNIT + "test_memory.py::test_a_flow_with_debts_a_window_or_an_open_interaction_is_remembered",
+    ),
+    Mutant(
+        "a restart cuts who was being served",
+        "state.py",
+        "                        0.0 if known.active else now - known.touched,\n",
+        "                        now - known.touched,\n",
+        UNIT + "test_memory.py::" + _RUNS_AT_SNAPSHOT,
+    ),
+    Mutant(
+        "charges that nobody settles survive a restart",
+        "state.py",
+        "tenant.service - unsettled,",
+        "tenant.service,",
+        PROPERTY + "test_core_machine.py::TestSchedulerMachine",
+    ),
+    Mutant(
+        "service elsewhere is lifted away",
+        "scheduler.py",
+        "        self.order.lift(known)\n",
+        "",
+        UNIT + "test_order.py::test_service_elsewhere_counts_from_where_who_is_idle_would_begin",
+    ),
+    Mutant(
+        "a clock that comes back stops time",
+        "scheduler.py",
+        "            self._ahead += told - now\n",
+        "            return told + self._ahead\n",
+        UNIT + "test_bad_input.py::test_a_clock_that_jumps_ahead_and_comes_back_stops_nothing",
+    ),
+    Mutant(
+        "a forgotten charge is refunded",
+        "scheduler.py",
+        "            ticket.tenant_weight = ticket.application_weight = math.inf\n",
+        "            pass\n",
+        UNIT + "test_order.py::test_a_change_of_order_forgives_what_runs_as_well",
+    ),
+    Mutant(
+        "a new application cuts what was open",
+        "scheduler.py",
+        "            self._moved_at = self._told + self._ahead\n",
+        "            pass\n",
+        UNIT
+        + "test_throttle.py::test_an_open_interaction_outlives_its_application_and_is_found_by_a_new_one",
     ),
 )
 

@@ -6,6 +6,7 @@ and what is settled. They must equal the scheduler's counters to the last unit a
 
 import dataclasses
 import json
+import math
 import random
 from types import MappingProxyType
 
@@ -195,6 +196,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(tenant=st.sampled_from(TENANTS), user=st.sampled_from("uv"), cost=st.floats(0.0, 50.0))
     def absorb(self, tenant, user, cost):
+        self.may_lift = True
         self.scheduler.absorb((tenant, user), cost)
         self.pay(tenant, user, int(cost * UNIT))
         self.pay(tenant, None, int(cost * UNIT / self.scheduler.tenant_settings(tenant).weight))
@@ -226,16 +228,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.forgiven()
 
     def forgiven(self):
-        """Counters began anew, with the charges of running calls still to be settled on them."""
+        """Counters began anew; what runs was charged to the old ones and moves the new ones no more."""
+        for book in self.books.values():
+            book.weights = math.inf, math.inf
+        self.paid.clear()
         self.lifts.clear()
         self.may_lift = True
 
     @rule()
     def restart(self):
-        """What waits and runs is lost with its connections; what was settled is not."""
-        for call_id in list(self.books):
-            self.end(call_id, Usage(1, 1), Outcome.FAILED)
+        """What waits and runs is lost with its connections. The account holds what was settled, no more; the
+        counters also what was charged for calls that ran.
+        """
         kept = json.loads(json.dumps(self.scheduler.snapshot(self.now)))
+        for book in self.books.values():
+            self.pay(book.call.tenant, None, book.of_tenant)
+            self.pay(book.call.tenant, book.call.user, book.of_flow)
+        self.books.clear()
         self.waiting.clear()
         armed, settings = self.scheduler.armed, self.scheduler.settings
         self.scheduler = Scheduler(settings, random.Random(1), self.fixed)

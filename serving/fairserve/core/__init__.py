@@ -46,7 +46,8 @@ gain.
 `overflow`. **Memory.** See `memory`: what is idle is forgotten, and what is remembered is bounded by
 tenant.
 
-Time is an argument and randomness a `random.Random`; nothing in here does I/O.
+Time is an argument, and where the caller's clock goes back the scheduler's goes on from where it was.
+Randomness is a `random.Random`; nothing in here does I/O.
 """
 
 from fairserve.core.calls import (

@@ -62,16 +62,18 @@ def plain_price(input_tokens: int, system_tokens: int, output_tokens: int, tarif
 
 def sane(usage: Usage) -> Usage:
     """The usage with what can't be made good: negative and NaN count as nothing, cached is part of input."""
-    try:
-        # In the compiled core it is here that numbers of other types are noticed.
-        prompt, output, cached = usage.input_tokens, usage.output_tokens, usage.cached_tokens
-        if 0 <= cached <= prompt <= MOST_TOKENS and 0 <= output <= MOST_TOKENS:
-            return usage
-    except TypeError:
-        pass
     told: Any = usage
-    input_tokens = _tokens(told.input_tokens)
-    return Usage(input_tokens, _tokens(told.output_tokens), min(_tokens(told.cached_tokens), input_tokens))
+    prompt, output, cached = told.input_tokens, told.output_tokens, told.cached_tokens
+    if (
+        isinstance(prompt, int)
+        and isinstance(output, int)
+        and isinstance(cached, int)
+        and 0 <= cached <= prompt <= MOST_TOKENS
+        and 0 <= output <= MOST_TOKENS
+    ):
+        return usage
+    input_tokens = _tokens(prompt)
+    return Usage(input_tokens, _tokens(output), min(_tokens(cached), input_tokens))
 
 
 def _tokens(count: Any) -> int:

@@ -32,7 +32,7 @@ class Window:
         return (*self._times[self._oldest :], *self._times[: self._oldest])
 
     def under(self, limit: Limit) -> Window:
-        """The same admissions under another limit."""
+        """The same admissions under another limit; under a higher one, as many as the lower remembered."""
         return self if limit == self.limit else Window(limit, self.admitted)
 
     def retry_after(self, now: float) -> float:

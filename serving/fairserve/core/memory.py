@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fairserve.core import throttle
-from fairserve.core.flows import Backlog, Flow, Part, TenantQueue, Ticket
+from fairserve.core.flows import Backlog, Flow, Part, TenantQueue
 from fairserve.core.interactions import Interaction, drop_closed
 from fairserve.core.orders import Order
 
@@ -76,14 +76,6 @@ class Memory:
             part.interactions = {}
         interaction = part.interactions[identity] = Interaction(now, now)
         return interaction
-
-    def close_interaction(self, ticket: Ticket, interaction: Interaction) -> None:
-        """End an interaction that never got anything."""
-        known, identity = ticket.part.interactions, ticket.call.interaction
-        if known is not None and identity is not None and known.get(identity) is interaction:
-            del known[identity]
-            ticket.flow.tenant.interactions -= 1
-            self.interactions -= 1
 
     def sweep(self, now: float, order: Order, configured: Mapping[str, Any]) -> None:
         """Forget what no longer matters. Call it about each second."""

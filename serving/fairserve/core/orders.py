@@ -25,6 +25,9 @@ class Order:
     def joined(self, flow: Flow) -> None:
         """A flow has a call waiting, its first, or its first that continues an interaction."""
 
+    def lift(self, flow: Flow) -> None:
+        """A flow is about to be charged though it may be idle."""
+
     def left(self, flow: Flow) -> None:
         """A flow has no call waiting any more."""
 
@@ -75,6 +78,14 @@ class LeastServed(Order):
             self.tenants.enter(tenant)
         else:
             self.tenants.lower(tenant)
+
+    def lift(self, flow: Flow) -> None:
+        """Raise the counters of an idle flow, and of an idle tenant, to where they would begin."""
+        tenant = flow.tenant
+        if not flow.entry:
+            flow.counter = max(flow.counter, tenant.queue.floor())
+        if not tenant.entry:
+            tenant.counter = max(tenant.counter, self.tenants.floor())
 
     def left(self, flow: Flow) -> None:
         """Take it out, and its tenant with its last flow."""

@@ -32,7 +32,7 @@ from fairserve.core.calls import (
 )
 from fairserve.core.cost import MOST_TOKENS, TrafficMean, plain_price, price, sane
 from fairserve.core.disciplines import OFFERED, Discipline, Throttling
-from fairserve.core.errors import CallError, TimeError, UnknownCallError
+from fairserve.core.errors import CallError, SnapshotError, TimeError, UnknownCallError
 from fairserve.core.flows import GONE, RUNS, WAITS, Backlog, Flow, Part, TenantQueue, Ticket
 from fairserve.core.interactions import Interaction
 from fairserve.core.memory import Memory
@@ -44,6 +44,8 @@ from fairserve.core.settings import ApplicationSettings, Profile, Settings, Tena
 _QUEUE_FULL: Final = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
 _QUEUE_TIMEOUT: Final = Refusal(RefusalReason.QUEUE_TIMEOUT, retry_after_s=None)
 _FOREVER: Final = math.inf
+#: A time that is older than the newest by this many seconds at most was read before it was told.
+_LATE_S: Final = 1.0
 _COMPLETED: Final = Outcome.COMPLETED
 # One decision of each kind is made for every call; this way of making a tuple takes half the time.
 _queued: Final[Callable[[tuple[Any, ...]], Queued]] = partial(tuple.__new__, Queued)
@@ -71,6 +73,12 @@ class Scheduler:
         #: A fixed discipline; None follows the settings' policy.
         self._fixed = discipline
         self._inflight_tokens = 0
+        #: The newest time that was told, and how far the scheduler's own time is ahead of the caller's clock.
+        self._told = -_FOREVER
+        self._ahead = 0.0
+        #: When applications came or went last: an open interaction may have moved to another one then.
+        self._moved_at = -_FOREVER
+        self._came: set[str] = set()
         self._follow(discipline or OFFERED[settings.policy], settings)
         self.order: Order = order_of(self.discipline, settings, self.backlog)
         self._adopt(settings)
@@ -85,6 +93,9 @@ class Scheduler:
         """
         validate(settings)
         discipline = self._fixed or OFFERED[settings.policy]
+        if settings.applications.keys() != self.applications.keys():
+            self._came = settings.applications.keys() - self.applications.keys()
+            self._moved_at = self._told + self._ahead
         self.settings = settings
         self._adopt(settings)
         self.overflow.forget()
@@ -110,6 +121,8 @@ class Scheduler:
             raise CallError(f"absorbed cost is {cost}, must be within 0..{MOST_TOKENS:g}")
         tenant = self.tenant(flow[0])
         known = tenant.flow(flow[1])
+        # Who is idle would be lifted above what is added to an old counter.
+        self.order.lift(known)
         units = cost * UNIT
         known.counter += int(units)
         tenant.counter += int(units / tenant.weight)
@@ -123,16 +136,16 @@ class Scheduler:
         can't be, TimeError for a time that is none; nothing has changed then.
         """
         backlog = self.backlog
-        self._demand_sane(call, now)
+        self._demand_sane(call)
+        now = self._time(now)
         tenant = backlog.tenants.get(call.tenant) or self.tenant(call.tenant)
         application = self.applications.get(call.application, self.other_application)
         flow = tenant.flows.get(call.user) or tenant.flow(call.user)
         part = flow.recent
         if part is None or part.application is not application:
             part = flow.part(application)
-        interaction = None
-        if call.interaction is not None and part.interactions is not None:
-            interaction = self._open_interaction(part, part.interactions, call.interaction, now)
+        identity = call.interaction
+        interaction = None if identity is None else self._continued(part, call.application, identity, now)
         begins = interaction is None
         limited = self._limits_calls or (begins and self._limits_beginnings)
         refusal = None
@@ -147,8 +160,8 @@ class Scheduler:
                 return self._refused(call, flow, interaction, _QUEUE_FULL, now)
         if limited and refusal is None:
             throttle.admit(part, now)
-        if call.interaction is not None:
-            interaction = self._join(part, call.interaction, interaction, now)
+        if identity is not None:
+            interaction = self._join(part, identity, interaction, now)
         if not flow.waiting and not flow.running:
             self.memory.wakes(flow)
         backlog.add(call, part, now, interaction, not begins)
@@ -162,8 +175,7 @@ class Scheduler:
         """Take the next call out of the queue and charge its predicted cost; None if nothing waits. Raises
         TimeError.
         """
-        if not -_FOREVER < now < _FOREVER:
-            raise TimeError(f"now is {now}, must be finite")
+        now = self._time(now)
         ticket = self.order.next()
         if ticket is None:
             return None
@@ -203,6 +215,7 @@ class Scheduler:
         if ticket is None or ticket.stage != RUNS:
             raise UnknownCallError(f"call {call_id} does not run")
         if ticket.charged_output < output_tokens <= MOST_TOKENS:
+            output_tokens = int(output_tokens)
             self._inflight_tokens += output_tokens - ticket.charged_output
             ticket.charged_output = output_tokens
             self._charge(ticket, Usage(ticket.input_tokens, output_tokens))
@@ -216,8 +229,7 @@ class Scheduler:
         ticket = backlog.calls.get(call_id)
         if ticket is None or ticket.stage != RUNS:
             raise UnknownCallError(f"call {call_id} does not run")
-        if not -_FOREVER < now < _FOREVER:
-            raise TimeError(f"now is {now}, must be finite")
+        now = self._time(now)
         usage = sane(usage)
         del backlog.calls[call_id]
         ticket.stage = GONE
@@ -233,15 +245,14 @@ class Scheduler:
             self.traffic.observe(ticket.units / ticket.rate)
         interaction = ticket.interaction
         if interaction is not None:
-            self._left(ticket, interaction, now, usage.input_tokens + usage.output_tokens)
+            self._left(interaction, now, usage.input_tokens + usage.output_tokens)
         if not flow.waiting and not flow.running:
             self.memory.idles(flow, now)
         return _settled((call_id, call.tenant, call.application, outcome, ticket.units, usage))
 
     def cancel(self, call_id: int, now: float) -> bool:
         """Take a waiting call out because its client left. False if it does not wait. Raises TimeError."""
-        if not -_FOREVER < now < _FOREVER:
-            raise TimeError(f"now is {now}, must be finite")
+        now = self._time(now)
         ticket = self.backlog.calls.get(call_id)
         if ticket is None or ticket.stage != WAITS:
             return False
@@ -252,8 +263,7 @@ class Scheduler:
         """Evict calls that waited too long, let learned profiles move, and forget what no longer matters.
         Call it about each second. Raises TimeError.
         """
-        if not -_FOREVER < now < _FOREVER:
-            raise TimeError(f"now is {now}, must be finite")
+        now = self._time(now)
         evicted = []
         for timeline in self.backlog.timelines.values():
             while (ticket := timeline.first()) is not None and ticket.arrived + timeline.max_wait_s <= now:
@@ -285,7 +295,7 @@ class Scheduler:
     def oldest_wait(self, now: float) -> float:
         """Seconds that the oldest waiting call has waited; 0 if none waits."""
         oldest = self.backlog.oldest
-        return 0.0 if oldest is None else max(0.0, now - oldest.arrived)
+        return 0.0 if oldest is None else max(0.0, self._asked(now) - oldest.arrived)
 
     def estimate_input(self, application: str, body_bytes: int) -> int:
         """Prompt tokens to expect of a body of that size."""
@@ -300,7 +310,7 @@ class Scheduler:
         known = self.backlog.tenants.get(tenant) or self._new_tenant(tenant)
         flow = known.flows.get(user) or Flow(known, user)
         state_ = self._application(application)
-        return throttle.allowance(flow.parts.get(state_.name) or Part(flow, state_), now)
+        return throttle.allowance(flow.parts.get(state_.name) or Part(flow, state_), self._asked(now))
 
     def tenant_settings(self, name: str) -> TenantSettings:
         """A tenant's settings; the default tenant's for one that is not, or no longer, configured."""
@@ -315,11 +325,17 @@ class Scheduler:
         """Counters, averages, profiles, windows and open interactions, as JSON; times are ages. Waiting and
         running calls are not part of it: their connections die with the process.
         """
-        return state.snapshot(self, now)
+        return state.snapshot(self, self._asked(now))
 
     def restore(self, data: dict[str, Any], now: float) -> None:
-        """Take over a snapshot. Raises SnapshotError for one that can't be read, and is then unchanged."""
-        state.restore(self, data, now)
+        """Take over a snapshot, before the first call. Raises SnapshotError for one that can't be read and
+        where calls are known, and nothing has changed then; TimeError.
+        """
+        if self.backlog.calls:
+            raise SnapshotError(
+                f"{len(self.backlog.calls)} calls are queued or running: restore before the first"
+            )
+        state.restore(self, data, self._time(now))
 
     def dump(self, now: float) -> dict[str, Any]:
         """What people want to see, as JSON."""
@@ -346,27 +362,80 @@ class Scheduler:
 
     # -- inside -----------------------------------------------------------------------------------
 
-    def _demand_sane(self, call: Call, now: float) -> None:
-        if call.call_id in self.backlog.calls:
-            raise CallError(f"call {call.call_id} is already queued or running")
-        try:
-            # In the compiled core it is here that sizes of other types are noticed.
-            prompt, system, body = call.input_tokens, call.system_tokens, call.body_bytes
-            fine = 0 <= prompt <= MOST_TOKENS and 0 <= system <= MOST_TOKENS and 0 <= body <= MOST_TOKENS
-        except TypeError:
-            fine = False
-        if not fine:
-            raise CallError(f"call {call.call_id}: a size is negative, beyond {MOST_TOKENS} or no number")
+    def _time(self, now: float) -> float:
+        """The scheduler's own time, which never goes back: where the caller's clock does by more than it may
+        be read late, ours goes on from where it was.
+        """
         if not -_FOREVER < now < _FOREVER:
             raise TimeError(f"now is {now}, must be finite")
+        told = self._told
+        if now < told:
+            if told - now <= _LATE_S:
+                return told + self._ahead
+            self._ahead += told - now
+        self._told = now
+        return now + self._ahead
 
-    @staticmethod
-    def _open_interaction(
-        part: Part, known: dict[str, Interaction], identity: str, now: float
+    def _asked(self, now: float) -> float:
+        """The same for a question, which changes nothing."""
+        if not -_FOREVER < now < _FOREVER:
+            raise TimeError(f"now is {now}, must be finite")
+        return max(now, self._told) + self._ahead
+
+    def _demand_sane(self, call: Call) -> None:
+        if call.call_id in self.backlog.calls:
+            raise CallError(f"call {call.call_id} is already queued or running")
+        told: Any = call  # what its sender says need not be what it should
+        prompt, system, body = told.input_tokens, told.system_tokens, told.body_bytes
+        if not (
+            isinstance(prompt, int)
+            and isinstance(system, int)
+            and isinstance(body, int)
+            and 0 <= prompt <= MOST_TOKENS
+            and 0 <= system <= MOST_TOKENS
+            and 0 <= body <= MOST_TOKENS
+        ):
+            raise CallError(
+                f"call {call.call_id}: a size is negative, beyond {MOST_TOKENS} or no whole number"
+            )
+        most, identity = told.max_output_tokens, told.interaction
+        if not (
+            (most is None or isinstance(most, int))
+            and (identity is None or isinstance(identity, str))
+            and isinstance(told.tenant, str)
+            and isinstance(told.user, str)
+            and isinstance(told.application, str)
+        ):
+            raise CallError(f"call {call.call_id}: a name is no text, or max_output_tokens no whole number")
+
+    def _continued(self, part: Part, application: str, identity: str, now: float) -> Interaction | None:
+        """The open interaction that a call with this id continues."""
+        if part.interactions is not None:
+            found = _open_interaction(part, part.interactions, identity, now)
+            if found is not None:
+                return found
+        if self._moved_at == -_FOREVER:
+            return None
+        return self._moved_interaction(part, application, identity, now)
+
+    def _moved_interaction(
+        self, part: Part, application: str, identity: str, now: float
     ) -> Interaction | None:
-        interaction = known.get(identity)
-        rules = part.application.settings.interaction
-        return interaction if interaction is not None and interaction.is_open(rules, now) else None
+        """An interaction that was admitted when its application was not configured yet, or still was: it goes
+        on under the settings that hold now.
+        """
+        name = self.other_application.name if application in self._came else application
+        before = part.flow.parts.get(name)
+        if before is None or before is part or before.interactions is None:
+            return None
+        interaction = _open_interaction(before, before.interactions, identity, now)
+        if interaction is None or interaction.opened > self._moved_at:
+            return None
+        del before.interactions[identity]
+        if part.interactions is None:
+            part.interactions = {}
+        part.interactions[identity] = interaction
+        return interaction
 
     def _is_full(self, flow: Flow, body_bytes: int) -> bool:
         """Whether one more call of that size is too much for its user, its tenant or the whole queue."""
@@ -440,18 +509,18 @@ class Scheduler:
         if not flow.waiting:
             self.order.left(flow)
         if ticket.interaction is not None:
-            self._left(ticket, ticket.interaction, now, 0)
+            self._left(ticket.interaction, now, 0)
         if not flow.waiting and not flow.running:
             self.memory.idles(flow, now)
 
-    def _left(self, ticket: Ticket, interaction: Interaction, now: float, tokens: int) -> None:
-        """A call is gone: tell its interaction. One that never got anything was none."""
+    def _left(self, interaction: Interaction, now: float, tokens: int) -> None:
+        """A call is gone: tell its interaction. It stays open even if it never got anything: it was admitted
+        and counted, and its client may try again.
+        """
         interaction.active -= 1
         interaction.tokens += tokens
         if now > interaction.touched:
             interaction.touched = now
-        if not interaction.tokens and not interaction.active and not ticket.continues:
-            self.memory.close_interaction(ticket, interaction)
 
     def _new_tenant(self, name: str) -> TenantQueue:
         return TenantQueue(name, self.tenant_settings(name), head_start(self.discipline, self.settings))
@@ -491,6 +560,17 @@ class Scheduler:
             tenant.counter = 0
             for flow in tenant.flows.values():
                 flow.counter = flow.granted = 0
+        # What runs was charged to counters that are gone: what it still costs or gets back moves none.
+        for ticket in self.running_calls().values():
+            ticket.tenant_weight = ticket.application_weight = math.inf
+
+
+def _open_interaction(
+    part: Part, known: dict[str, Interaction], identity: str, now: float
+) -> Interaction | None:
+    interaction = known.get(identity)
+    rules = part.application.settings.interaction
+    return interaction if interaction is not None and interaction.is_open(rules, now) else None
 
 
 def _initial_mean(scheduler: Scheduler) -> float:

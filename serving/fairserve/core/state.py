@@ -30,13 +30,20 @@ FORMAT = 2
 def snapshot(scheduler: Scheduler, now: float) -> dict[str, Any]:
     """See `Scheduler.snapshot`."""
     order = scheduler.order
+    unsettled: dict[str, int] = {}
+    for ticket in scheduler.running_calls().values():
+        name = ticket.flow.tenant.name
+        unsettled[name] = unsettled.get(name, 0) + ticket.units
     return {
         "format": FORMAT,
         "ordering": scheduler.discipline.ordering.value,
         "floor": order.tenants.floor() if isinstance(order, LeastServed) else 0,
         "traffic_mean": [scheduler.traffic.value, scheduler.traffic.samples],
         "applications": {known.name: _application(known, now) for known in scheduler.known_applications()},
-        "tenants": {name: _tenant(tenant, now) for name, tenant in scheduler.backlog.tenants.items()},
+        "tenants": {
+            name: _tenant(tenant, unsettled.get(name, 0), now)
+            for name, tenant in scheduler.backlog.tenants.items()
+        },
     }
 
 
@@ -52,10 +59,12 @@ def _application(known: ApplicationState, now: float) -> dict[str, Any]:
     }
 
 
-def _tenant(tenant: TenantQueue, now: float) -> dict[str, Any]:
+def _tenant(tenant: TenantQueue, unsettled: int, now: float) -> dict[str, Any]:
+    # Nobody will settle what runs now. The account leaves it out, and is exact; the counters keep it, as an
+    # estimate of what the engine did for it, so that a restart is no amnesty.
     return {
         "counter": tenant.counter,
-        "service": tenant.service,
+        "service": tenant.service - unsettled,
         "floor": tenant.queue.floor(),
         "window": _window(tenant.window, now),
         "windows": {name: _window(window, now) for name, window in tenant.windows.items()},
@@ -73,7 +82,13 @@ def _flow(flow: Flow, now: float) -> dict[str, Any]:
                 "averages": [part.input_tokens, part.system_tokens, part.output_tokens, part.samples],
                 "window": _window(part.window, now),
                 "interactions": {
-                    identity: [now - known.opened, now - known.touched, known.calls, known.tokens]
+                    # A call that still runs is traffic.
+                    identity: [
+                        now - known.opened,
+                        0.0 if known.active else now - known.touched,
+                        known.calls,
+                        known.tokens,
+                    ]
                     for identity, known in (part.interactions or {}).items()
                 },
             }

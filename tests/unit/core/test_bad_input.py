@@ -179,3 +179,53 @@ def test_a_clock_that_jumps_expires_what_waits_and_nothing_else(make_rig):
     rig.scheduler.check()
     assert isinstance(rig.enqueue(now=-1e12), Queued), "a clock may start anywhere"
     rig.serve(now=-1e12)
+
+
+def test_a_clock_that_jumps_ahead_and_comes_back_stops_nothing(make_rig):
+    rig = make_rig(tenant_a={"per_user": Limit(1, 60.0), "queue": QueueBounds(max_wait_s=10.0)})
+    rig.scheduler.set_armed(True)
+    rig.enqueue(user="early", now=1e9)
+    rig.enqueue(user="waits", now=100.0)
+    assert rig.scheduler.oldest_wait(105.0) == pytest.approx(5.0)
+    assert rig.scheduler.expire(109.0) == ()
+    assert len(rig.scheduler.expire(110.0)) == 2, "waiting goes on at the clock's rate"
+    refused = rig.enqueue(user="early", now=130.0)
+    assert refused.refusal.retry_after_s == pytest.approx(30.0), "and so do windows"
+    assert isinstance(rig.enqueue(user="early", now=161.0), Queued)
+
+
+def test_times_that_are_told_late_do_not_speed_time_up(make_rig):
+    rig = make_rig(tenant_a={"queue": QueueBounds(max_wait_s=10.0)})
+    for step in range(100):
+        rig.enqueue(now=step * 0.01)
+        rig.scheduler.expire(step * 0.01 - 0.005)
+    assert rig.scheduler.expire(9.99) == ()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input_tokens": 10.0},
+        {"input_tokens": "10"},
+        {"body_bytes": 1.5},
+        {"max_output_tokens": math.nan},
+        {"max_output_tokens": "5"},
+        {"interaction": 5},
+        {"user": 7},
+    ],
+)
+def test_a_call_of_the_wrong_type_is_an_error_and_changes_nothing(make_rig, fields):
+    rig = make_rig()
+    with pytest.raises(CallError):
+        rig.enqueue(**fields)
+    rig.scheduler.check()
+    assert (rig.scheduler.queued, len(rig.scheduler.backlog.tenants)) == (0, 0)
+
+
+@pytest.mark.parametrize("usage", [Usage(10.5, 5.0, 0.5), Usage(10.0, 5.0)])
+def test_fractions_of_tokens_are_cut(make_rig, usage):
+    rig = make_rig()
+    rig.enqueue()
+    settled = rig.scheduler.finish(rig.dispatch().call_id, usage, Outcome.COMPLETED, 0.0)
+    assert settled.usage == Usage(10, 5)
+    rig.scheduler.check()

@@ -157,6 +157,34 @@ def test_a_broken_snapshot_changes_nothing(make_rig, broken):
     assert rig.scheduler.snapshot(0.0) == before
 
 
+def test_a_call_that_runs_at_the_snapshot_keeps_its_interaction_open_and_is_no_settled_service(make_rig):
+    rules = InteractionRules(idle_timeout_s=300.0)
+    tenant = {"per_user": Limit(1, 3_600.0)}
+    rig = make_rig(tenant_a=tenant, application={"interaction": rules})
+    rig.enqueue(interaction="slow")
+    rig.serve()
+    settled = rig.scheduler.tenant("a").service
+    rig.enqueue(interaction="slow", now=1.0)
+    rig.dispatch(now=1.0)
+    charged = rig.scheduler.tenant("a").counter
+    kept = json.loads(json.dumps(rig.scheduler.snapshot(400.0)))
+    fresh = make_rig(tenant_a=tenant, application={"interaction": rules})
+    fresh.scheduler.set_armed(True)
+    fresh.scheduler.restore(kept, 400.0)
+    assert fresh.scheduler.tenant("a").service == settled, "nobody will settle what ran"
+    assert fresh.scheduler.tenant("a").counter == charged, "and nobody gets it for nothing"
+    assert not fresh.enqueue(interaction="slow", now=401.0).begins_interaction
+
+
+def test_a_snapshot_is_not_restored_over_calls(make_rig):
+    rig = make_rig()
+    kept = rig.scheduler.snapshot(0.0)
+    rig.enqueue()
+    with pytest.raises(SnapshotError, match="1 calls are queued or running"):
+        rig.scheduler.restore(kept, 1.0)
+    rig.scheduler.check()
+
+
 def test_a_snapshot_is_complete(make_rig):
     """What a restored scheduler would snapshot is what it was given, ages moved on alike."""
     rig = make_rig(

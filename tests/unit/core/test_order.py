@@ -256,6 +256,31 @@ def test_service_had_elsewhere_counts_as_ones_own(make_rig):
     assert first.count("b") >= 5, "its turn comes after those who have had less"
 
 
+def test_service_elsewhere_counts_from_where_who_is_idle_would_begin(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    for _ in range(50):
+        rig.enqueue("b")
+    for _ in range(40):
+        rig.serve()
+    rig.scheduler.absorb(("a", "u"), 30.0)
+    for _ in range(20):
+        rig.enqueue("a")
+    first = [rig.owner(rig.dispatch()) for _ in range(10)]
+    assert first == ["b"] * 10, "30 typical calls elsewhere are not lifted away"
+
+
+def test_a_change_of_order_forgives_what_runs_as_well(make_rig):
+    rig = make_rig(tenant_a={"weight": 1.0})
+    rig.enqueue("a", max_output_tokens=None)
+    dispatched = rig.dispatch()
+    for policy in (Policy.FCFS, Policy.FAIRSERVE):
+        rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, policy=policy))
+    rig.finish(dispatched.call_id, input_tokens=0, output_tokens=0, outcome=Outcome.FAILED)
+    tenant = rig.scheduler.tenant("a")
+    assert (tenant.counter, tenant.flows["u"].counter) == (0, 0), "no credit from a charge that is forgotten"
+    assert tenant.service == 0
+
+
 @pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
 def test_absorbing_what_is_no_cost_is_an_error(make_rig, cost):
     rig = make_rig()

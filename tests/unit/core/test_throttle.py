@@ -6,8 +6,12 @@ from types import MappingProxyType
 import pytest
 
 from fairserve.core import (
+    ApplicationSettings,
     InteractionRules,
     Limit,
+    Outcome,
+    Profile,
+    QueueBounds,
     Queued,
     RefusalReason,
     Refused,
@@ -104,6 +108,49 @@ def test_a_running_call_keeps_its_interaction_open(make_rig):
     rig.enqueue(interaction="slow")
     rig.dispatch()
     assert not rig.enqueue(interaction="slow", now=100.0).begins_interaction
+
+
+def test_a_call_that_makes_room_for_its_own_interaction_leaves_it_open(make_rig):
+    queue = QueueBounds(max_requests=1)
+    rig = make_rig(tenant_a={"per_user": Limit(1, 60.0), "queue": queue})
+    rig.scheduler.set_armed(True)
+    begun = rig.enqueue(interaction="x")
+    continued = rig.enqueue(interaction="x", now=1.0)
+    assert [evicted.call_id for evicted in continued.evicted] == [begun.call_id]
+    rig.serve(now=2.0)
+    assert not rig.enqueue(interaction="x", now=3.0).begins_interaction
+
+
+@pytest.mark.parametrize("end", ["fails", "is cancelled", "waits too long"])
+def test_an_admitted_interaction_that_got_nothing_may_be_tried_again(make_rig, end):
+    rig = make_rig(tenant_a={"per_user": Limit(1, 60.0), "queue": QueueBounds(max_wait_s=5.0)})
+    rig.scheduler.set_armed(True)
+    call_id = rig.enqueue(interaction="x").call_id
+    if end == "fails":
+        rig.dispatch()
+        rig.finish(call_id, input_tokens=0, output_tokens=0, outcome=Outcome.FAILED)
+    elif end == "is cancelled":
+        assert rig.scheduler.cancel(call_id, 0.0)
+    else:
+        assert len(rig.scheduler.expire(6.0)) == 1
+    rig.scheduler.check()
+    assert not rig.enqueue(interaction="x", now=7.0).begins_interaction, "it was admitted and counted"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(("chat", "agent"), ("chat",)), (("chat",), ("chat", "agent"))]
+)
+def test_an_open_interaction_outlives_its_application_and_is_found_by_a_new_one(make_rig, before, after):
+    def applications(names):
+        return MappingProxyType({name: ApplicationSettings(name, Profile(100.0, 50.0)) for name in names})
+
+    rig = make_rig(tenant_a={"per_user": Limit(1, 60.0)}, applications=applications(before))
+    rig.scheduler.set_armed(True)
+    rig.enqueue(application="agent", interaction="x")
+    rig.serve(now=1.0)
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, applications=applications(after)))
+    assert not rig.enqueue(application="agent", interaction="x", now=2.0).begins_interaction
+    assert isinstance(rig.enqueue(application="chat", interaction="x", now=3.0), Refused), "not its own"
 
 
 def test_the_most_restrictive_limit_wins(make_rig):
