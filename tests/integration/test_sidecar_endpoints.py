@@ -285,3 +285,25 @@ async def test_both_sdks_return_by_themselves_when_their_limit_allows_it(tmp_pat
         text = sidecar.metrics.exposition().decode()
     assert metric(text, "fairserve_requests_total", tenant="b", outcome="refused") >= 2
     assert metric(text, "fairserve_requests_total", tenant="b", outcome="completed") == 4
+
+
+async def test_chain_of_responses_is_one_interaction(tmp_path, engine):
+    tenants = [{"name": "a"}, {"name": "b", "per_user": {"count": 1, "window_s": 600}}]
+    async with running_sidecar(tmp_path, engine, document(tenants=tenants)) as sidecar:
+        sidecar.renew_overload(armed=True, lease_s=600, reason="test")
+        async with openai_client(sidecar, KEY_B, max_retries=0) as client:
+            first = await client.responses.create(model="m", input="hi")
+            stream = await client.responses.create(
+                model="m", input="hi", previous_response_id=first.id, stream=True
+            )
+            second = [part async for part in stream][-1].response
+            await client.responses.create(model="m", input="hi", previous_response_id=second.id)
+            for forged in ("resp_forged", None):
+                with pytest.raises(openai.RateLimitError):
+                    await client.responses.create(model="m", input="hi", previous_response_id=forged)
+            # The id is not another user's to go on from.
+            await client.responses.create(model="m", input="hi", user="other")
+            with pytest.raises(openai.RateLimitError):
+                await client.responses.create(
+                    model="m", input="hi", previous_response_id=second.id, user="other"
+                )

@@ -55,6 +55,7 @@ class Endpoint:
     generates: bool = True  #: False: a prompt is all that it costs
     #: Bytes of body per input token where the scheduler can't learn it; None: it can.
     bytes_per_token: float | None = None
+    makes_chains: bool = False  #: a later call may go on from an answer by its id
 
 
 def _json(amount: Amount, *, usage_on_request: bool = False, runs_behind: bool = False) -> Read:
@@ -79,7 +80,9 @@ _AUDIO = Endpoint(_audio, bytes_per_token=_AUDIO_BYTES_PER_TOKEN)
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint(_completion(completion_amount), events_per_answer=1),
     "/v1/completions": Endpoint(_completion(completion_amount)),
-    "/v1/responses": Endpoint(_json(response_amount, runs_behind=True), Place.ANYWHERE, events_per_answer=4),
+    "/v1/responses": Endpoint(
+        _json(response_amount, runs_behind=True), Place.ANYWHERE, events_per_answer=4, makes_chains=True
+    ),
     "/v1/messages": Endpoint(_json(message_amount), Place.ANYWHERE, events_per_answer=2),
     "/v1/chat/completions/batch": Endpoint(_json(chat_batch_amount)),
     "/v1/embeddings": _POOLING,

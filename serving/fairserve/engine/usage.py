@@ -20,6 +20,8 @@ _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 _IN_BODY = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+#: The id of an answer comes before anything of the client's.
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
 _DECODER = json.JSONDecoder()
 #: An event longer than this is passed on before it is complete, and not searched.
 _MAX_HELD = 1 << 20
@@ -69,6 +71,12 @@ def body_usage(body: bytes) -> Usage | None:
 def header_usage(metadata: bytes) -> Usage | None:
     """Usage from the `metadata` header, where vLLM puts it when the body is raw vectors."""
     return _usage_in(metadata)
+
+
+def response_id(beginning: bytes) -> str | None:
+    """The id of an answer of the Responses API, streamed or not, from its first bytes."""
+    match = _ID.search(beginning)
+    return None if match is None else match[1].decode("utf-8", "replace")
 
 
 class KeptBody:

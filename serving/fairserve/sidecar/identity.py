@@ -46,12 +46,17 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. `interaction` is None for a call that names none."""
+    """Who calls. `interaction` is None for a call that names none.
+
+    `previous_response` is set, and `interaction` its name, where only the answer that the call goes on from
+    says which interaction it is.
+    """
 
     tenant: str
     user: str
     application: str
     interaction: str | None
+    previous_response: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +117,16 @@ class IdentityTable:
             return application
         user = named.get(USER_HEADER)
         interaction = _interaction(named)
+        previous = None
         if interaction is None:
-            interaction = asked.previous_response or asked.conversation or _trace(named)
+            previous = asked.previous_response or None
+            interaction = previous or asked.conversation or _trace(named)
         return Caller(
             tenant=claim.tenant,
             user=_short(user.decode("latin-1") if user else asked.user),
             application=application,
             interaction=_short(interaction) if interaction else None,
+            previous_response=previous,
         )
 
     def _claim_of_key(self, named: Mapping[bytes, bytes]) -> _Claim | None:

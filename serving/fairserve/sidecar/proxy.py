@@ -14,8 +14,9 @@ from typing import Protocol
 from fairserve.core.calls import Call, Dispatched, Outcome, Refusal, Usage
 from fairserve.engine.endpoints import Endpoint, path_of, scheduled
 from fairserve.engine.requests import EngineRequest
-from fairserve.engine.usage import EventStream, KeptBody, header_usage
+from fairserve.engine.usage import EventStream, KeptBody, header_usage, response_id
 from fairserve.sidecar.accounting import Pace, engine_answer
+from fairserve.sidecar.chains import ResponseChains
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.identity import Caller, IdentityTable
@@ -35,6 +36,8 @@ METRICS = "/metrics"
 
 #: Bytes of an answer without usage that count as one token.
 _BYTES_PER_OUTPUT_TOKEN = 4
+#: An answer's id is in its first bytes, as many as these.
+_BEGINNING = 1024
 _NOTHING: frozenset[bytes] = frozenset()
 
 
@@ -71,6 +74,7 @@ class Proxy:
         self.rng = rng
         self.clock = clock
         self.pace = Pace()
+        self.chains = ResponseChains(rng)
         self.draining = False
         self._identities = identities
 
@@ -136,6 +140,15 @@ class Proxy:
             input_tokens = scheduler.estimate_input(caller.application, body_bytes)
         else:
             input_tokens = max(1, round(body_bytes / endpoint.bytes_per_token))
+        interaction = caller.interaction
+        if endpoint.makes_chains:
+            if caller.previous_response is not None:
+                known = self.chains.interaction(
+                    caller.tenant, caller.user, caller.previous_response, self.clock()
+                )
+                interaction = known or interaction
+            elif interaction is None:
+                interaction = self.chains.begin()
         return Call(
             call_id=self.dispatcher.next_id(),
             tenant=caller.tenant,
@@ -144,7 +157,7 @@ class Proxy:
             input_tokens=input_tokens,
             system_tokens=min(int(profile.system_tokens), input_tokens),
             max_output_tokens=asked.max_output_tokens,
-            interaction=caller.interaction,
+            interaction=interaction,
             body_bytes=body_bytes,
         )
 
@@ -176,6 +189,8 @@ class ScheduledCall(Forwarding):
         self._events: EventStream | None = None
         self._kept = KeptBody(endpoint.usage)
         self._in_header: Usage | None = None  #: usage that came before the body
+        #: The answer's first bytes, while its id is looked for in them.
+        self._beginning: bytes | None = b"" if endpoint.makes_chains else None
 
     # -- from the dispatcher ------------------------------------------------------------------------
 
@@ -222,6 +237,8 @@ class ScheduledCall(Forwarding):
 
     def passing(self, data: bytes, *, ended: bool) -> bytes:
         """Count a stream's events and take our usage out of it; keep the end of any other answer."""
+        if self._beginning is not None:
+            self._learn_id(data)
         if self._events is not None:
             passed = self._events.feed(data)
             return passed + self._events.end() if ended else passed
@@ -261,6 +278,17 @@ class ScheduledCall(Forwarding):
             return Usage(self.call.input_tokens, counted)
         prompt = self._events.prompt_usage() or Usage(self.call.input_tokens, 0)
         return self._events.usage() or Usage(prompt.input_tokens, counted, prompt.cached_tokens)
+
+    def _learn_id(self, data: bytes) -> None:
+        assert self._beginning is not None
+        self._beginning += data[:_BEGINNING]
+        found = response_id(self._beginning) if self._status == 200 else None
+        call = self.call
+        if found is not None and call.interaction is not None:
+            now = self._proxy.clock()
+            self._proxy.chains.remember(call.tenant, call.user, found, call.interaction, now)
+        if found is not None or len(self._beginning) >= _BEGINNING:
+            self._beginning = None
 
     def _output_by_size(self) -> int:
         """Output tokens of a whole answer that gives no usage, as transcriptions do."""

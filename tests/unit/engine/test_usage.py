@@ -16,6 +16,7 @@ from fairserve.engine.usage import (
     body_usage,
     header_usage,
     read_usage,
+    response_id,
 )
 
 USAGE = {
@@ -245,3 +246,17 @@ def test_stream_of_coheres():
     usage = {"billed_units": {"input_tokens": 1}, "tokens": {"input_tokens": 7, "output_tokens": 2}}
     run(stream, [named("message-end", {"delta": {"finish_reason": "COMPLETE", "usage": usage}})])
     assert stream.usage() == Usage(7, 2)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "expected"),
+    [
+        (b'{"id":"resp_1","created_at":1', "resp_1"),
+        (b'event: response.created\ndata: {"response":{"id": "resp_1","x":{"id":"no"}', "resp_1"),
+        (b'{"id":"resp', None),
+        (b'{"id":"' + b"x" * 1000 + b'"', None),
+        (b"", None),
+    ],
+)
+def test_id_of_an_answer(beginning, expected):
+    assert response_id(beginning) == expected

@@ -147,11 +147,11 @@ def test_interaction_is_named_by_header_then_by_body_then_by_trace():
     pairs = [(b"x-api-key", b"ka"), (b"traceparent", TRACE.encode())]
     said = EngineRequest(b"", previous_response="r", conversation="c")
     caller = table().identify([*pairs, (b"x-session-id", b"s")], said, trusted=False)
-    assert caller.interaction == "s"
+    assert (caller.interaction, caller.previous_response) == ("s", None)
     caller = table().identify(pairs, said, trusted=False)
-    assert caller.interaction == "r"
+    assert (caller.interaction, caller.previous_response) == ("r", "r")
     caller = table().identify(pairs, EngineRequest(b"", conversation="c"), trusted=False)
-    assert caller.interaction == "c"
+    assert (caller.interaction, caller.previous_response) == ("c", None)
     caller = table().identify(pairs, EngineRequest(b""), trusted=False)
     assert caller.interaction == "0af7651916cd43dd8448eb211c80319c"
 
