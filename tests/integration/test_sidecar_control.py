@@ -356,9 +356,9 @@ async def test_a_running_call_pays_beyond_its_prediction_before_it_ends(tmp_path
             ask(sidecar.data_address, KEY_A, {"stream": True}, x_fairserve_application="agent")
         )
         await eventually(lambda: sidecar.scheduler.running == 1, "the call runs")
-        predicted = sidecar.scheduler.backlog.tenant("a").service
+        predicted = sidecar.scheduler.tenant("a").service
         await eventually(
-            lambda: sidecar.scheduler.backlog.tenant("a").service > 2 * predicted,
+            lambda: sidecar.scheduler.tenant("a").service > 2 * predicted,
             "what exceeds it is charged",
         )
         go_on.set()
