@@ -101,6 +101,7 @@ class FakeEngine:
     waiting: int = 0
     kv_use: float = 0.0
     healthy: bool = True
+    described: tuple[str, ...] | None = ()  #: POST paths in its /openapi.json; None: it has none
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task] = field(default_factory=set)
@@ -136,7 +137,7 @@ class FakeEngine:
         try:
             while True:
                 seen = await _read_request(reader)
-                if seen.target not in ("/health", "/metrics"):
+                if seen.target not in ("/health", "/metrics", "/openapi.json"):
                     self.seen.append(seen)
                 await self._answer(seen, Reply(writer), reader)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -153,6 +154,10 @@ class FakeEngine:
         elif seen.target.partition("?")[0] == "/metrics":
             text = METRICS.format(running=self.running, waiting=self.waiting, kv_use=self.kv_use)
             await reply.whole(200, text.encode(), "text/plain; version=0.0.4")
+        elif seen.target == "/openapi.json":
+            paths = {path: {"post": {}} for path in self.described or ()}
+            body = json.dumps({"openapi": "3.1.0", "paths": {**paths, "/health": {"get": {}}}}).encode()
+            await reply.whole(404 if self.described is None else 200, body)
         elif seen.method == "POST" and seen.target.endswith(tuple(ANSWERS)):
             await self._complete(seen, reply, reader)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 
 import anthropic
 import openai
@@ -11,7 +12,7 @@ import pytest
 
 from fairserve.sidecar.options import Limits
 from fairserve.sidecar.service import Sidecar
-from tests.fakes.engine import Reply, Seen, event, message_at_once, respond_at_once
+from tests.fakes.engine import FakeEngine, Reply, Seen, event, message_at_once, respond_at_once
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
@@ -307,3 +308,31 @@ async def test_chain_of_responses_is_one_interaction(tmp_path, engine):
                 await client.responses.create(
                     model="m", input="hi", previous_response_id=second.id, user="other"
                 )
+
+
+async def test_paths_that_nobody_knows_are_named_once(tmp_path, engine, caplog):
+    engine.described = ("/v1/dreams", "/v1/messages", "/tokenize")
+    with caplog.at_level(logging.WARNING, "fairserve.sidecar.watch"):
+        async with running_sidecar(tmp_path, engine, document()) as sidecar:
+            await eventually(lambda: sidecar.watch.unscheduled_paths, "the engine's paths are read")
+            text = sidecar.metrics.exposition().decode()
+            assert metric(text, "fairserve_unscheduled_paths", path="/v1/dreams") == 1
+            assert text.count("fairserve_unscheduled_paths{") == 1
+            assert (await ask(sidecar.data_address, "none", {}, "/v1/dreams")).status == 200
+            # Gone and back with one more: it is asked anew.
+            port, engine.described = engine.port, ("/v1/dreams", "/v1/more")
+            await engine.close()
+            await eventually(lambda: sidecar.watch.problem is not None, "the sidecar knows that it is gone")
+            await engine.listen(port)
+            await eventually(lambda: len(sidecar.watch.unscheduled_paths) == 2, "the paths are read again")
+    named = [record.getMessage() for record in caplog.records if "unscheduled" in record.getMessage()]
+    assert len(named) == 2
+    assert "/v1/dreams" in named[0]
+    assert "/v1/messages" not in named[0]
+
+
+async def test_engine_that_does_not_describe_itself_is_let_be(tmp_path):
+    async with FakeEngine(described=None) as engine, running_sidecar(tmp_path, engine, document()) as sidecar:
+        await eventually(lambda: sidecar.watch._questions == 0, "it was asked")
+        assert sidecar.watch.unscheduled_paths == ()
+        assert sidecar.obstacles() == []

@@ -1,11 +1,13 @@
 """Which paths of the engine spend tokens, and how each is read: the one place that knows.
 
 The tables hold every POST route that the routers under `vllm/entrypoints` of vLLM 0.32 make. A path that is
-in neither passes unscheduled.
+in neither passes unscheduled and is named when the engine comes up (`unknown_paths`), so that a newer
+engine's new door does not stay unseen.
 """
 
 from __future__ import annotations
 
+import json
 import urllib.parse
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +34,9 @@ from fairserve.engine.usage import Place
 #: Bytes of an audio file for each token of its prompt: 16 kB/s of sound (128 kbit/s) over Whisper's 50
 #: positions a second. vLLM gives no usage for audio, so this is never corrected.
 _AUDIO_BYTES_PER_TOKEN = 320.0
+#: More paths than this are not named.
+MAX_UNKNOWN_PATHS = 20
+_MAX_PATH = 200
 
 
 #: Names in lower case.
@@ -171,6 +176,25 @@ def path_of(target: bytes) -> str:
 def speaks_anthropic(target: bytes) -> bool:
     """Whether whoever calls `target` reads errors in Anthropic's shape."""
     return b"message" in target.lower() and "/v1/messages" in path_of(target)
+
+
+def unknown_paths(openapi: bytes) -> tuple[str, ...] | None:
+    """The POST paths of an engine's `/openapi.json` that are in neither table, in order, at most
+    `MAX_UNKNOWN_PATHS`; None for what can't be read.
+    """
+    try:
+        document = json.loads(openapi)
+    except (ValueError, RecursionError):
+        return None
+    paths = document.get("paths") if type(document) is dict else None
+    if type(paths) is not dict:
+        return None
+    unknown = [
+        path[:_MAX_PATH]
+        for path, methods in paths.items()
+        if type(methods) is dict and "post" in methods and path not in FREE and _endpoint_at(path) is None
+    ]
+    return tuple(sorted(unknown)[:MAX_UNKNOWN_PATHS])
 
 
 def _endpoint_at(path: str) -> Endpoint | None:
