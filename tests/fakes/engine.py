@@ -335,6 +335,8 @@ _NUMBERS = itertools.count(1)
 ANSWERS: dict[str, Behaviour] = {
     "completions": answer_at_once,
     "/invocations": answer_at_once,
+    "/v1/systemone": answer_at_once,
+    "/cohere/v2/chat": answer_at_once,
     "/v1/responses": respond_at_once,
     "/v1/messages": message_at_once,
     "/v1/embeddings": pool_at_once,

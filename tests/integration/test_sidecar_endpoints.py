@@ -102,13 +102,14 @@ async def test_stream_equals_the_engines(engine, sidecar, target, body):
 
 
 @pytest.mark.parametrize(
-    ("whole", "target", "body", "events"),
+    ("whole", "target", "body", "events", "cached"),
     [
-        (respond_at_once, "/v1/responses", {"stream": True, "max_output_tokens": 7}, 4 + 7),
-        (message_at_once, "/v1/messages", {"stream": True, "max_tokens": 7}, 2 + 7),
+        (respond_at_once, "/v1/responses", {"stream": True, "max_output_tokens": 7}, 4 + 7, 0),
+        # The beginning of the stream says what the prompt is.
+        (message_at_once, "/v1/messages", {"stream": True, "max_tokens": 7}, 2 + 7, 4),
     ],
 )
-async def test_canceller_pays_for_what_was_streamed(engine, sidecar, whole, target, body, events):
+async def test_canceller_pays_for_what_was_streamed(engine, sidecar, whole, target, body, events, cached):
     class Cut(Reply):
         async def chunk(self, data: bytes) -> None:
             nonlocal events
@@ -127,7 +128,7 @@ async def test_canceller_pays_for_what_was_streamed(engine, sidecar, whole, targ
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
     await eventually(lambda: sidecar.scheduler.running == 0, "the call is settled")
-    assert tokens(sidecar)[2] == 7
+    assert tokens(sidecar)[1:] == (cached, 7)
 
 
 def _seen_output(sidecar: Sidecar) -> int:
@@ -162,6 +163,19 @@ async def test_usage_of_raw_vectors_is_in_a_header(engine, sidecar):
     engine.behaviour = vectors
     await ask(sidecar.data_address, KEY_A, {"input": "x", "encoding_format": "bytes"}, "/v1/embeddings")
     assert tokens(sidecar) == (12, 0, 0)
+
+
+@pytest.mark.parametrize("target", ["/v1/responses", "/v1/messages", "/v1/systemone", "/cohere/v2/chat"])
+async def test_clients_objects_in_an_answer_do_not_pose_as_its_usage(engine, sidecar, target):
+    async def repeat(seen: Seen, reply: Reply) -> None:
+        real = {"input_tokens": 50, "output_tokens": 20}
+        answer = {"tools": [seen.fields], "usage": real, "input_messages": [seen.fields]}
+        await reply.whole(200, json.dumps(answer, separators=(",", ":")).encode())
+
+    engine.behaviour = repeat
+    body = {"usage": {"input_tokens": 0, "output_tokens": 0}}
+    await ask(sidecar.data_address, KEY_A, body, target)
+    assert tokens(sidecar) == (50, 0, 20)
 
 
 async def test_sound_reaches_the_engine_byte_for_byte_and_costs_by_its_size(engine, sidecar):
