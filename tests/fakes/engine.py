@@ -1,12 +1,14 @@
 """An engine that answers what a test tells it to, over a real socket, and remembers what it was sent.
 
-It computes nothing: prompts count 10 tokens, answers as many as `max_tokens` says (default 3).
+It computes nothing: prompts count 10 tokens, answers as many as `max_tokens` says (default 3). Its answers
+have vLLM's shapes, field by field in vLLM's order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -99,6 +101,7 @@ class FakeEngine:
     waiting: int = 0
     kv_use: float = 0.0
     healthy: bool = True
+    described: tuple[str, ...] | None = ()  #: POST paths in its /openapi.json; None: it has none
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task] = field(default_factory=set)
@@ -134,7 +137,7 @@ class FakeEngine:
         try:
             while True:
                 seen = await _read_request(reader)
-                if seen.target not in ("/health", "/metrics"):
+                if seen.target not in ("/health", "/metrics", "/openapi.json"):
                     self.seen.append(seen)
                 await self._answer(seen, Reply(writer), reader)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
@@ -151,14 +154,18 @@ class FakeEngine:
         elif seen.target.partition("?")[0] == "/metrics":
             text = METRICS.format(running=self.running, waiting=self.waiting, kv_use=self.kv_use)
             await reply.whole(200, text.encode(), "text/plain; version=0.0.4")
-        elif seen.target.endswith("completions"):
+        elif seen.target == "/openapi.json":
+            paths = {path: {"post": {}} for path in self.described or ()}
+            body = json.dumps({"openapi": "3.1.0", "paths": {**paths, "/health": {"get": {}}}}).encode()
+            await reply.whole(404 if self.described is None else 200, body)
+        elif seen.method == "POST" and seen.target.endswith(tuple(ANSWERS)):
             await self._complete(seen, reply, reader)
         else:
             await reply.whole(200, json.dumps({"target": seen.target}).encode())
 
     async def _complete(self, seen: Seen, reply: Reply, reader: asyncio.StreamReader) -> None:
         """Answer, unless the client leaves first."""
-        working = asyncio.ensure_future((self.behaviour or answer_at_once)(seen, reply))
+        working = asyncio.ensure_future((self.behaviour or _answer_for(seen.target))(seen, reply))
         gone = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -197,6 +204,153 @@ async def answer_at_once(seen: Seen, reply: Reply) -> None:
         await reply.chunk(usage_event(PROMPT_TOKENS, count))
     await reply.chunk(DONE)
     await reply.end()
+
+
+async def respond_at_once(seen: Seen, reply: Reply) -> None:
+    """OpenAI's Responses."""
+    count = seen.fields.get("max_output_tokens") or 3
+    text = "x" * count
+    answer = {
+        "id": f"resp_{next(_NUMBERS)}",
+        "created_at": 1,
+        "metadata": seen.fields.get("metadata"),
+        "model": "m",
+        "object": "response",
+        "output": [],
+        "parallel_tool_calls": True,
+        "temperature": 1.0,
+        "tool_choice": "auto",
+        "tools": seen.fields.get("tools", []),
+        "top_p": 1.0,
+        "background": False,
+        "max_output_tokens": count,
+        "status": "in_progress",
+        "truncation": "disabled",
+        "usage": None,
+        "user": seen.fields.get("user"),
+    }
+    message = {"id": "msg_1", "role": "assistant", "status": "completed", "type": "message"}
+    part = {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
+    usage = {
+        "input_tokens": PROMPT_TOKENS,
+        "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
+        "output_tokens": count,
+        "output_tokens_details": {"reasoning_tokens": 0, "tool_output_tokens": 0},
+        "total_tokens": PROMPT_TOKENS + count,
+    }
+    done = {**answer, "output": [{**message, "content": [part]}], "status": "completed", "usage": usage}
+    if not seen.fields.get("stream"):
+        await reply.whole(200, json.dumps(done, separators=(",", ":")).encode())
+        return
+    await reply.begin_events()
+    place = {"item_id": "msg_1", "output_index": 0}
+    empty = {**part, "text": ""}
+    events = [
+        {"response": answer, "type": "response.created"},
+        {"response": answer, "type": "response.in_progress"},
+        {"item": {**message, "content": []}, "output_index": 0, "type": "response.output_item.added"},
+        {**place, "content_index": 0, "part": empty, "type": "response.content_part.added"},
+        *(
+            {
+                **place,
+                "content_index": 0,
+                "delta": "x",
+                "logprobs": [],
+                "type": "response.output_text.delta",
+            }
+            for _ in range(count)
+        ),
+        {
+            **place,
+            "content_index": 0,
+            "text": text,
+            "logprobs": [],
+            "type": "response.output_text.done",
+        },
+        {"response": done, "type": "response.completed"},
+    ]
+    for number, content in enumerate(events):
+        await reply.chunk(_named(content["type"], {**content, "sequence_number": number}))
+    await reply.end()
+
+
+async def message_at_once(seen: Seen, reply: Reply) -> None:
+    """Anthropic's Messages."""
+    count = seen.fields["max_tokens"]
+    usage = {"input_tokens": PROMPT_TOKENS - 4, "output_tokens": count, "cache_read_input_tokens": 4}
+    answer = {
+        "id": f"msg_{next(_NUMBERS)}",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": "m",
+    }
+    if not seen.fields.get("stream"):
+        content = [{"type": "text", "text": "x" * count}]
+        whole = {**answer, "content": content, "stop_reason": "end_turn", "usage": usage}
+        await reply.whole(200, json.dumps(whole, separators=(",", ":")).encode())
+        return
+    await reply.begin_events()
+    start = {**answer, "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 0}}
+    await reply.chunk(_named("message_start", {"type": "message_start", "message": start}))
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    await reply.chunk(_named("content_block_start", block))
+    for _ in range(count):
+        delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}}
+        await reply.chunk(_named("content_block_delta", delta))
+    await reply.chunk(_named("content_block_stop", {"type": "content_block_stop", "index": 0}))
+    stop = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+    await reply.chunk(_named("message_delta", stop))
+    await reply.chunk(_named("message_stop", {"type": "message_stop"}))
+    await reply.end()
+
+
+async def pool_at_once(seen: Seen, reply: Reply) -> None:
+    """Vectors, scores and classes: as many prompts as there are inputs."""
+    inputs = seen.fields.get("input", [])
+    prompts = len(inputs) if isinstance(inputs, list) and inputs else 1
+    tokens = PROMPT_TOKENS * prompts
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    data = [{"index": i, "object": "embedding", "embedding": [0.5] * 4} for i in range(prompts)]
+    if seen.target.endswith("rerank"):
+        results = [{"index": 0, "document": {"text": "x" * 200_000}, "relevance_score": 0.5}]
+        answer = {"id": "rerank-1", "model": "m", "usage": usage, "results": results}
+    else:
+        counts = {**usage, "completion_tokens": 0, "prompt_tokens_details": None}
+        answer = {"id": "embd-1", "object": "list", "created": 1, "model": "m", "data": data, "usage": counts}
+    await reply.whole(200, json.dumps(answer, separators=(",", ":")).encode())
+
+
+async def transcribe_at_once(seen: Seen, reply: Reply) -> None:
+    """Transcriptions: seconds of sound, no tokens."""
+    answer = {"text": "x" * 100, "usage": {"type": "duration", "seconds": 3}}
+    await reply.whole(200, json.dumps(answer, separators=(",", ":")).encode())
+
+
+def _named(name: str, content: object) -> bytes:
+    return b"event: " + name.encode() + b"\n" + event(content)
+
+
+_NUMBERS = itertools.count(1)
+ANSWERS: dict[str, Behaviour] = {
+    "completions": answer_at_once,
+    "/invocations": answer_at_once,
+    "/v1/systemone": answer_at_once,
+    "/cohere/v2/chat": answer_at_once,
+    "/v1/responses": respond_at_once,
+    "/v1/messages": message_at_once,
+    "/v1/embeddings": pool_at_once,
+    "/pooling": pool_at_once,
+    "/classify": pool_at_once,
+    "score": pool_at_once,
+    "rerank": pool_at_once,
+    "/v1/audio/transcriptions": transcribe_at_once,
+    "/v1/audio/translations": transcribe_at_once,
+}
+
+
+def _answer_for(target: str) -> Behaviour:
+    return next(behaviour for end, behaviour in ANSWERS.items() if target.endswith(end))
 
 
 async def _read_request(reader: asyncio.StreamReader) -> Seen:

@@ -1,26 +1,38 @@
-"""What a completion request asks for, and how to ask vLLM for its usage without the client's doing.
+"""What a request to the engine asks for, and how its body is changed on the way.
 
 A body is read once, as vLLM reads it: Python's `json`, where the last of two equal keys wins, with
 pydantic's lenient booleans and integers. A body that can't be read is no error here: the engine gets it
-unchanged and answers for itself.
+unchanged and answers for itself. Each function named `*_amount` knows one kind of body; `endpoints` says
+which path takes which.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
+#: Top-level fields by which a client would place itself before others, or beside their cached prefixes.
+_ORDER_FIELDS = frozenset({"priority", "cache_salt"})
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+Fields = dict[str, Any]
+#: From a body's fields: how many answers are asked for, and the most output tokens of each (None: no cap).
+Amount = Callable[[Fields], tuple[int, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """What matters to the scheduler in the body of a chat or text completion.
+class EngineRequest:
+    """What matters to the scheduler in a body.
 
-    `sequences` is how many answers are asked for: `n` times the number of prompts. `max_output_tokens` is
-    the client's cap for all of them together, None without one. `payload` is the body for the engine:
-    the client's own bytes, or those with the usage request added when `strips_usage` is set.
+    `sequences` is how many answers are asked for, prompts times answers to each. `max_output_tokens` is the
+    client's cap for all of them together, None without one. `payload` is the body for the engine: the
+    client's own bytes, without what an untrusted client may not say, and with the usage request added when
+    `strips_usage` is set. The names are empty where the body has none.
     """
 
     payload: bytes
@@ -29,36 +41,121 @@ class CompletionRequest:
     sequences: int = 1
     max_output_tokens: int | None = None
     user: str = ""
+    previous_response: str = ""  #: the answer that this one goes on from
+    conversation: str = ""  #: what else names the interaction
+    background: bool = False  #: the answer would come before the work
 
 
-def read_completion(body: bytes) -> CompletionRequest:
-    """Read the body of `/v1/chat/completions` or `/v1/completions`."""
+def read_json(
+    body: bytes, amount: Amount, *, trusted: bool, usage_on_request: bool = False, runs_behind: bool = False
+) -> EngineRequest:
+    """Read a JSON body. `trusted`: the client may say where it stands in the engine's queue.
+    `usage_on_request`: a stream carries usage only if `stream_options` asks for it. `runs_behind`: the
+    endpoint knows `background`.
+    """
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
-        return CompletionRequest(body)
+        return EngineRequest(body)
     if type(fields) is not dict:
-        return CompletionRequest(body)
-    stream = _boolean(fields.get("stream"))
+        return EngineRequest(body)
+    if not trusted and not _ORDER_FIELDS.isdisjoint(fields):
+        body = without_fields(body, fields, _ORDER_FIELDS)
+        fields = {name: value for name, value in fields.items() if name not in _ORDER_FIELDS}
+    stream = boolean(fields.get("stream"))
     options = fields.get("stream_options")
-    asked = type(options) is dict and _boolean(options.get("include_usage"))
-    strips = stream and not asked and (options is None or type(options) is dict)
-    sequences = _sequences(fields)
-    cap = _integer(fields.get("max_completion_tokens"))
-    if cap is None:
-        cap = _integer(fields.get("max_tokens"))
-    user = fields.get("user")
-    return CompletionRequest(
+    asked = type(options) is dict and boolean(options.get("include_usage"))
+    strips = usage_on_request and stream and not asked and (options is None or type(options) is dict)
+    sequences, cap = amount(fields)
+    return EngineRequest(
         payload=_asking_for_usage(body, fields, options) if strips else body,
         stream=stream,
         strips_usage=strips,
         sequences=sequences,
         max_output_tokens=None if cap is None else cap * sequences,
-        user=user if type(user) is str else "",
+        user=_user(fields),
+        previous_response=_text(fields.get("previous_response_id")),
+        conversation=_conversation(fields),
+        background=runs_behind and boolean(fields.get("background")),
     )
 
 
-def _asking_for_usage(body: bytes, fields: dict[str, Any], options: dict[str, Any] | None) -> bytes:
+def completion_amount(fields: Fields) -> tuple[int, int | None]:
+    """A chat or text completion: `n` answers to each prompt."""
+    cap = integer(fields.get("max_completion_tokens"))
+    if cap is None:
+        cap = integer(fields.get("max_tokens"))
+    prompts = _prompts(fields.get("prompt")) + _prompts(fields.get("prompt_embeds"))
+    return (integer(fields.get("n")) or 1) * (prompts or 1), cap
+
+
+def chat_batch_amount(fields: Fields) -> tuple[int, int | None]:
+    """Several conversations in one body, `messages` a list of lists."""
+    answers, cap = completion_amount(fields)
+    return answers * _length(fields.get("messages")), cap
+
+
+def response_amount(fields: Fields) -> tuple[int, int | None]:
+    """OpenAI's Responses: one answer."""
+    return 1, integer(fields.get("max_output_tokens"))
+
+
+def message_amount(fields: Fields) -> tuple[int, int | None]:
+    """Anthropic's Messages and Cohere's chat: one answer."""
+    return 1, integer(fields.get("max_tokens"))
+
+
+def tokens_amount(fields: Fields) -> tuple[int, int | None]:
+    """Token ids in, token ids out: vLLM's own sampling parameters."""
+    parameters = fields.get("sampling_params")
+    return completion_amount(parameters) if type(parameters) is dict else (1, None)
+
+
+def pooling_amount(fields: Fields) -> tuple[int, int | None]:
+    """Embeddings, scores and classes: prompts alone, however many."""
+    return 1, 0
+
+
+def scoring_amount(fields: Fields) -> tuple[int, int | None]:
+    """Generative scoring: one token for each item."""
+    return _length(fields.get("items")), 1
+
+
+def decision_amount(fields: Fields) -> tuple[int, int | None]:
+    """Structured decisions: two tokens for each question at most."""
+    return _length(fields.get("questions")), 2
+
+
+def without_fields(body: bytes, fields: Fields, names: Collection[str]) -> bytes:
+    """`body`, which holds `fields`, without the top-level fields of these names. All other bytes stay; an
+    encoding other than UTF-8 is written anew.
+    """
+    if json.detect_encoding(body) != "utf-8":
+        return json.dumps({name: value for name, value in fields.items() if name not in names}).encode()
+    text = body.decode("utf-8", "surrogatepass")
+    members = list(_members(text))
+    kept = ",".join(text[start:end] for name, start, end in members if name not in names)
+    return (text[: members[0][1]] + kept + text[members[-1][2] :]).encode("utf-8", "surrogatepass")
+
+
+def _members(text: str) -> Iterator[tuple[str, int, int]]:
+    """Name of each member of the JSON object in `text`, where it begins and ends with its space."""
+    at = _after_space(text, 0) + 1
+    while text[at - 1] != "}":
+        name, end = _DECODER.raw_decode(text, _after_space(text, at))
+        _, end = _DECODER.raw_decode(text, _after_space(text, _after_space(text, end) + 1))
+        end = _after_space(text, end)
+        yield name, at, end
+        at = end + 1
+
+
+def _after_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def _asking_for_usage(body: bytes, fields: Fields, options: Fields | None) -> bytes:
     """The body with `stream_options.include_usage` set. All other bytes stay: the field goes last, where it
     wins over an earlier one. Usage in every chunk, which the client has not got so far, stays off.
     """
@@ -71,15 +168,44 @@ def _asking_for_usage(body: bytes, fields: dict[str, Any], options: dict[str, An
     return b"%b,%b}" % (end[:-1], json.dumps({"stream_options": wanted})[1:-1].encode())
 
 
-def _sequences(fields: dict[str, Any]) -> int:
-    count = _integer(fields.get("n")) or 1
-    prompt = fields.get("prompt")
-    if type(prompt) is list and prompt and type(prompt[0]) is not int:
-        count *= len(prompt)
-    return count
+def _prompts(value: object) -> int:
+    """How many prompts are in `prompt`: a list of token ids is one."""
+    if type(value) is list:
+        return len(value) if value and type(value[0]) is not int else 1
+    return 0 if value is None else 1
 
 
-def _boolean(value: object) -> bool:
+def _length(value: object) -> int:
+    return len(value) if type(value) in (list, dict) and value else 1  # type: ignore[arg-type]
+
+
+def _user(fields: Fields) -> str:
+    """OpenAI's old and new name for the end user, and Anthropic's."""
+    return (
+        _text(fields.get("user"))
+        or _text(fields.get("safety_identifier"))
+        or _text(_inside(fields.get("metadata"), "user_id"))
+    )
+
+
+def _conversation(fields: Fields) -> str:
+    conversation = fields.get("conversation")
+    return (
+        _text(conversation)
+        or _text(_inside(conversation, "id"))
+        or _text(_inside(fields.get("metadata"), "session_id"))
+    )
+
+
+def _inside(value: object, name: str) -> object:
+    return value.get(name) if type(value) is dict else None
+
+
+def _text(value: object) -> str:
+    return value if type(value) is str else ""
+
+
+def boolean(value: object) -> bool:
     """Pydantic's lax boolean; what it would refuse is false, the engine refuses it."""
     if value is True or value is False:
         return value
@@ -88,7 +214,7 @@ def _boolean(value: object) -> bool:
     return value == 1
 
 
-def _integer(value: object) -> int | None:
+def integer(value: object) -> int | None:
     """Pydantic's lax integer; None for what it would refuse, and for what is not above zero."""
     if type(value) is str and len(value) < 20:
         try:

@@ -1,50 +1,128 @@
 """How vLLM says what a call cost, in a JSON answer and in a stream of events.
 
 A stream is not parsed: events are counted by their separators and only one that carries a usage object is
-looked at. Quotes inside generated text are escaped, so the marks searched for can't come from a model.
+looked at. Quotes inside generated text are escaped, so the marks searched for can't come from a model. Some
+answers repeat objects of the client's (tools and their schemas): those are read whole and by path.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from enum import Enum, auto
 from typing import Any
 
 from fairserve.core.calls import Usage
 
 _MARK = b'"usage"'
 _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
+#: Where an answer's usage begins. Cohere's embeddings have it under another name.
+_IN_BODY = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+#: The id of an answer comes before anything of the client's.
+_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
 _DECODER = json.JSONDecoder()
 #: An event longer than this is passed on before it is complete, and not searched.
 _MAX_HELD = 1 << 20
+#: As much of an answer as is kept to find its usage in, from one end or whole.
+_KEPT_PART = 65_536
+_KEPT_WHOLE = 1 << 20
+
+
+class Place(Enum):
+    """Where in a JSON answer its usage is."""
+
+    END = auto()  #: behind what makes it long, and nothing of the client's is behind it
+    BEGINNING = auto()  #: before what makes it long
+    ANYWHERE = auto()  #: among objects of the client's, so that only its path tells it from theirs
 
 
 def read_usage(value: object) -> Usage | None:
-    """The usage object of an answer; None for anything that isn't one."""
+    """The usage object of an answer, in OpenAI's two ways to write it, Anthropic's or Cohere's; None for
+    anything that isn't one.
+    """
     if type(value) is not dict:
         return None
-    prompt, completion = _count(value.get("prompt_tokens")), _count(value.get("completion_tokens") or 0)
+    if type(value.get("tokens")) is dict:  # Cohere's chat
+        value = {**value["tokens"], "input_tokens_details": value}
+    elif type(value.get("total_tokens")) is int and not {"prompt_tokens", "input_tokens"} & value.keys():
+        value = {"prompt_tokens": value["total_tokens"]}  # prompts alone, in older engines
+    old = "prompt_tokens" in value
+    prompt = _count(value.get("prompt_tokens" if old else "input_tokens"))
+    completion = _count(value.get("completion_tokens" if old else "output_tokens") or 0)
     if prompt is None or completion is None:
         return None
-    details = value.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if type(details) is dict else None
-    return Usage(prompt, completion, min(cached or 0, prompt))
+    read, written = value.get("cache_read_input_tokens"), value.get("cache_creation_input_tokens")
+    if not old and (read is not None or written is not None):
+        # Anthropic counts them beside the input, we inside it.
+        cached = _count(read) or 0
+        return Usage(prompt + cached + (_count(written) or 0), completion, cached)
+    details = value.get("prompt_tokens_details" if old else "input_tokens_details")
+    cached_tokens = _count(details.get("cached_tokens")) if type(details) is dict else None
+    return Usage(prompt, completion, min(cached_tokens or 0, prompt))
 
 
 def body_usage(body: bytes) -> Usage | None:
     """Usage from a JSON answer, or from the end of one that was too long to keep."""
-    at = body.rfind(b'"usage":{')
-    if at >= 0:
-        try:
-            value, _ = _DECODER.raw_decode(body[at + 8 :].decode())
-        except ValueError:
-            value = None
-        usage = read_usage(value)
-        if usage is not None:
-            return usage
-    return _usage_in(body)
+    return _last_marked(body) or _usage_in(body)
+
+
+def header_usage(metadata: bytes) -> Usage | None:
+    """Usage from the `metadata` header, where vLLM puts it when the body is raw vectors."""
+    return _usage_in(metadata)
+
+
+def response_id(beginning: bytes) -> str | None:
+    """The id of an answer of the Responses API, streamed or not, from its first bytes."""
+    match = _ID.search(beginning)
+    return None if match is None else match[1].decode("utf-8", "replace")
+
+
+class KeptBody:
+    """As much of an answer that is no stream as its usage is found in."""
+
+    __slots__ = ("_data", "_place", "length")
+
+    def __init__(self, place: Place) -> None:
+        self.length = 0  #: bytes so far
+        self._place = place
+        self._data = b""
+
+    def feed(self, data: bytes) -> None:
+        """A part of the answer."""
+        self.length += len(data)
+        if self._place is Place.END:
+            self._data = (self._data + data)[-_KEPT_PART:] if self._data else data
+        elif self._place is Place.BEGINNING:
+            if len(self._data) < _KEPT_PART:
+                self._data = (self._data + data)[:_KEPT_PART]
+        else:
+            self._data = self._data + data if self.length <= _KEPT_WHOLE else b""
+
+    def usage(self) -> Usage | None:
+        """What the answer says that it cost. None where it says nothing, and where it is too long to tell."""
+        if self._place is Place.END:
+            return body_usage(self._data)
+        if self._place is Place.BEGINNING:
+            return _first_marked(self._data)
+        return _usage_in(self._data)
+
+
+def _last_marked(body: bytes) -> Usage | None:
+    at = max(body.rfind(b'"usage":{'), body.rfind(b'"billed_units":{'))
+    return None if at < 0 else _first_marked(body[at:])
+
+
+def _first_marked(body: bytes) -> Usage | None:
+    mark = _IN_BODY.search(body)
+    if mark is None:
+        return None
+    try:
+        value, _ = _DECODER.raw_decode(body[mark.end() :].decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return read_usage(value)
 
 
 class EventStream:
@@ -54,12 +132,13 @@ class EventStream:
     leaves as it came. An event that has not fully arrived is held back then, because it might be the one.
     """
 
-    __slots__ = ("_held", "_last", "_overlong", "_strips", "events")
+    __slots__ = ("_first", "_held", "_last", "_overlong", "_strips", "events")
 
     def __init__(self, *, strips: bool) -> None:
         self.events = 0  #: complete events so far, without those taken out
         self._strips = strips
         self._held = b""
+        self._first: bytes | None = None
         self._last: bytes | None = None
         self._overlong = False
 
@@ -83,12 +162,31 @@ class EventStream:
         """The stream is over: what was still held back."""
         held, self._held = self._held, b""
         if _MARK in held:
-            self._last = held
+            self._note(held)
         return held if self._strips and not self._overlong else b""
 
     def usage(self) -> Usage | None:
-        """The last usage that the stream carried."""
-        return None if self._last is None else _usage_in(_payload(self._last))
+        """The last usage that the stream carried, with what its beginning said of the prompt; None while
+        only that is known.
+        """
+        if self._last is None:
+            return None
+        value = _stream_usage(self._last, "", "response", "delta")
+        if value is None:
+            return None
+        return read_usage({**(self._start() or {}), **value})
+
+    def prompt_usage(self) -> Usage | None:
+        """What the stream said of the prompt when it began, as Anthropic's do."""
+        return read_usage(self._start())
+
+    def _start(self) -> dict[str, Any] | None:
+        return None if self._first is None else _stream_usage(self._first, "message")
+
+    def _note(self, event: bytes) -> None:
+        if self._first is None:
+            self._first = event
+        self._last = event
 
     def _hold(self, arrived: bytes, data: bytes) -> bytes:
         if len(arrived) <= _MAX_HELD:
@@ -116,7 +214,7 @@ class EventStream:
             event = complete[start : separator.end()]
             start = separator.end()
             if _MARK in event and _OBJECT.search(event):
-                self._last = event
+                self._note(event)
                 if self._strips and _holds_only_usage(event):
                     self.events -= 1
                     continue
@@ -138,6 +236,22 @@ def _payload(event: bytes) -> bytes:
     """The data of one event: its `data:` lines, joined."""
     lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines)
+
+
+def _stream_usage(event: bytes, *places: str) -> dict[str, Any] | None:
+    """The usage object of an event: at the top ("") or inside what each kind of stream wraps it in."""
+    try:
+        chunk: Any = json.loads(_payload(event))
+    except (ValueError, RecursionError):
+        return None
+    if type(chunk) is not dict:
+        return None
+    for place in places:
+        holder = chunk.get(place) if place else chunk
+        usage = holder.get("usage") if type(holder) is dict else None
+        if type(usage) is dict:
+            return usage
+    return None
 
 
 def _usage_in(document: bytes) -> Usage | None:

@@ -1,4 +1,4 @@
-"""Who calls: tenant, user, application and interaction, from headers and the body's `user`.
+"""Who calls: tenant, user, application and interaction, from headers and from names in the body.
 
 An API key is looked up by its keyed digest, so that the time of a look-up tells nothing about any key. A
 header names a tenant only from a trusted proxy; from anybody else it is as if it were not there. A user's
@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fairserve.config import IdentityConfig, SchedulerConfig
 from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT
+from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.messages import Headers
 from fairserve.sidecar.refusals import Problem
 
 TENANT_HEADER = b"x-fairserve-tenant"
 USER_HEADER = b"x-fairserve-user"
 APPLICATION_HEADER = b"x-fairserve-application"
-#: Where an interaction's identity is looked for, first match wins.
+#: Where an interaction's identity is looked for, first match wins; then in the body, then in `traceparent`.
 INTERACTION_HEADERS = (
     b"x-fairserve-interaction-id",
     b"x-claude-code-session-id",
@@ -32,6 +34,10 @@ INTERACTION_HEADERS = (
     b"x-dynamo-session-id",
     b"x-session-id",
 )
+#: vLLM's header for a call's place in its queue.
+_PRIORITY_HEADER = b"x-vllm-priority"
+#: W3C Trace Context: version, trace id, parent id, flags. Version ff and the zero id are invalid.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 #: A longer name of a user or an interaction is kept as its digest.
 _MAX_NAME = 128
 
@@ -40,12 +46,17 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. `interaction` is None for a call that names none."""
+    """Who calls. `interaction` is None for a call that names none.
+
+    `previous_response` is set, and `interaction` its name, where only the answer that the call goes on from
+    says which interaction it is.
+    """
 
     tenant: str
     user: str
     application: str
     interaction: str | None
+    previous_response: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +87,8 @@ class IdentityTable:
             ipaddress.ip_network(block) for block in identity.trusted_proxies
         )
         self._default = None if config.default_tenant is None else _Claim(DEFAULT_TENANT)
-        #: Identity headers: from an untrusted peer they don't reach the engine.
-        self.header_names = frozenset(self._headers)
+        #: Headers that from an untrusted peer don't reach the engine: identity, and a place in its queue.
+        self.header_names = frozenset(self._headers) | {_PRIORITY_HEADER}
 
     def trusts(self, peer: str) -> bool:
         """Whether identity headers from that address are believed."""
@@ -91,8 +102,8 @@ class IdentityTable:
             address = address.ipv4_mapped
         return any(address in network for network in self._trusted)
 
-    def identify(self, headers: Headers, body_user: str, *, trusted: bool) -> Caller | Problem:
-        """The caller, or why it is turned away."""
+    def identify(self, headers: Headers, asked: EngineRequest, *, trusted: bool) -> Caller | Problem:
+        """The caller, or why it is turned away. `asked` holds the names that its body says."""
         named = dict(headers)
         claim: _Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
         if claim is None:
@@ -105,11 +116,17 @@ class IdentityTable:
         if isinstance(application, Problem):
             return application
         user = named.get(USER_HEADER)
+        interaction = _interaction(named)
+        previous = None
+        if interaction is None:
+            previous = asked.previous_response or None
+            interaction = previous or asked.conversation or _trace(named)
         return Caller(
             tenant=claim.tenant,
-            user=_short(user.decode("latin-1") if user else body_user),
+            user=_short(user.decode("latin-1") if user else asked.user),
             application=application,
-            interaction=_interaction(named),
+            interaction=_short(interaction) if interaction else None,
+            previous_response=previous,
         )
 
     def _claim_of_key(self, named: Mapping[bytes, bytes]) -> _Claim | None:
@@ -164,8 +181,15 @@ def _interaction(named: Mapping[bytes, bytes]) -> str | None:
     for header in INTERACTION_HEADERS:
         value = named.get(header)
         if value:
-            return _short(value.decode("latin-1"))
+            return value.decode("latin-1")
     return None
+
+
+def _trace(named: Mapping[bytes, bytes]) -> str | None:
+    """The trace that a call is part of: its `traceparent`'s trace id."""
+    value = named.get(b"traceparent")
+    match = None if value is None else _TRACEPARENT.fullmatch(value.strip())
+    return None if match is None else match[1].decode()
 
 
 def _short(name: str) -> str:

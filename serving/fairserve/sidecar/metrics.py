@@ -91,6 +91,7 @@ class Gauges:
     saturation: float
     engine_up: bool
     signal_age_s: float | None
+    unscheduled_paths: tuple[str, ...] = ()
 
 
 class Metrics(Collector):
@@ -204,6 +205,14 @@ def _gauge_families(gauges: Gauges) -> Iterator[Metric]:
         )
         pool.add_metric(list(gauges.pool), 1)
         yield pool
+    unscheduled = GaugeMetricFamily(
+        "fairserve_unscheduled_paths",
+        "1 for each path of the engine that may spend tokens and passes unscheduled.",
+        labels=["path"],
+    )
+    for path in gauges.unscheduled_paths:
+        unscheduled.add_metric([path], 1)
+    yield unscheduled
     values: list[tuple[str, str, float | None]] = [
         ("fairserve_config_generation", "Generation of the configuration that runs.", gauges.generation),
         ("fairserve_oit_armed", "1 while interaction limits refuse.", gauges.armed),

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import random
 import time
-import urllib.parse
 from collections.abc import Callable
 from typing import Protocol
 
-import httptools
-
 from fairserve.core.calls import Call, Dispatched, Outcome, Refusal, Usage
-from fairserve.engine.requests import CompletionRequest, read_completion
-from fairserve.engine.usage import EventStream, body_usage
+from fairserve.engine.endpoints import Endpoint, path_of, scheduled
+from fairserve.engine.requests import EngineRequest
+from fairserve.engine.usage import EventStream, KeptBody, header_usage, response_id
 from fairserve.sidecar.accounting import Pace, engine_answer
+from fairserve.sidecar.chains import ResponseChains
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.identity import Caller, IdentityTable
@@ -33,15 +32,19 @@ from fairserve.sidecar.refusals import (
 from fairserve.sidecar.server import Connection, Work
 from fairserve.sidecar.upstream import Failure, UpstreamPool
 
-CHAT = "/v1/chat/completions"
-COMPLETIONS = "/v1/completions"
 METRICS = "/metrics"
-#: The raw request targets that need no further look.
-_PLAIN = {path.encode(): path for path in (CHAT, COMPLETIONS, METRICS)}
 
-#: As much of the end of an answer as is kept to find its usage in.
-_KEPT_TAIL = 65_536
+#: Bytes of an answer without usage that count as one token.
+_BYTES_PER_OUTPUT_TOKEN = 4
+#: An answer's id is in its first bytes, as many as these.
+_BEGINNING = 1024
 _NOTHING: frozenset[bytes] = frozenset()
+
+
+#: Its answer comes before its work, so that nobody could say what it cost or when it ends.
+_BACKGROUND = Problem(
+    400, "background_not_supported", "Responses are not made in the background here.", "background"
+)
 
 
 class Identities(Protocol):
@@ -71,6 +74,7 @@ class Proxy:
         self.rng = rng
         self.clock = clock
         self.pace = Pace()
+        self.chains = ResponseChains(rng)
         self.draining = False
         self._identities = identities
 
@@ -78,11 +82,11 @@ class Proxy:
         """Begin to answer."""
         if self.draining:
             request.keep_alive = False
-        route = _PLAIN.get(request.target) or _route(request.target)
-        if request.method == b"POST" and route in (CHAT, COMPLETIONS):
-            return self._schedule(connection, request, chat=route == CHAT)
+        endpoint = scheduled(request.method, request.target)
+        if endpoint is not None:
+            return self._schedule(connection, request, endpoint)
         forwarding: Forwarding
-        if request.method == b"GET" and route == METRICS:
+        if request.method == b"GET" and path_of(request.target) == METRICS:
             forwarding = MetricsAnswer(connection, request, self)
             # The plain format can be appended to; what else the client accepts doesn't matter.
             headers = [(b"accept", b"text/plain;version=0.0.4"), (b"host", b"engine")]
@@ -104,33 +108,47 @@ class Proxy:
         """A 503 of our own."""
         return unavailable_response(request, reason, self.rng, reuse=request.keep_alive)
 
-    def _schedule(self, connection: Connection, request: Request, *, chat: bool) -> Work | None:
+    def _schedule(self, connection: Connection, request: Request, endpoint: Endpoint) -> Work | None:
         table = self._identities.table
         if table is None or self.draining:
             reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
             connection.write(self.unavailable(request, reason))
             connection.finished(reuse=request.keep_alive)
             return None
-        asked = read_completion(request.body)
-        caller = table.identify(request.headers, asked.user, trusted=self._trusts(connection, table))
+        trusted = self._trusts(connection, table)
+        asked = endpoint.read(request.body, request.headers, trusted=trusted)
+        caller = table.identify(request.headers, asked, trusted=trusted)
+        if asked.background and not isinstance(caller, Problem):
+            caller = _BACKGROUND
         if isinstance(caller, Problem):
             self.metrics.denied(caller.code)
             connection.write(problem_response(request, caller, reuse=request.keep_alive))
             connection.finished(reuse=request.keep_alive)
             return None
-        work = ScheduledCall(
-            connection, request, self, self._call(caller, asked, len(request.body)), asked, chat=chat
-        )
+        call = self._call(caller, asked, endpoint, len(request.body))
+        work = ScheduledCall(connection, request, self, call, asked, endpoint)
         refusal = self.dispatcher.submit(work)
         if refusal is None:
             return work
         work.evicted(refusal)
         return None
 
-    def _call(self, caller: Caller, asked: CompletionRequest, body_bytes: int) -> Call:
+    def _call(self, caller: Caller, asked: EngineRequest, endpoint: Endpoint, body_bytes: int) -> Call:
         scheduler = self.dispatcher.scheduler
         profile = scheduler.application_settings(caller.application).profile
-        input_tokens = scheduler.estimate_input(caller.application, body_bytes)
+        if endpoint.bytes_per_token is None:
+            input_tokens = scheduler.estimate_input(caller.application, body_bytes)
+        else:
+            input_tokens = max(1, round(body_bytes / endpoint.bytes_per_token))
+        interaction = caller.interaction
+        if endpoint.makes_chains:
+            if caller.previous_response is not None:
+                known = self.chains.interaction(
+                    caller.tenant, caller.user, caller.previous_response, self.clock()
+                )
+                interaction = known or interaction
+            elif interaction is None:
+                interaction = self.chains.begin()
         return Call(
             call_id=self.dispatcher.next_id(),
             tenant=caller.tenant,
@@ -139,7 +157,7 @@ class Proxy:
             input_tokens=input_tokens,
             system_tokens=min(int(profile.system_tokens), input_tokens),
             max_output_tokens=asked.max_output_tokens,
-            interaction=caller.interaction,
+            interaction=interaction,
             body_bytes=body_bytes,
         )
 
@@ -158,20 +176,21 @@ class ScheduledCall(Forwarding):
         request: Request,
         proxy: Proxy,
         call: Call,
-        asked: CompletionRequest,
-        *,
-        chat: bool,
+        asked: EngineRequest,
+        endpoint: Endpoint,
     ) -> None:
         super().__init__(connection, request, proxy.unavailable)
         self.call = call
         self._proxy = proxy
         self._asked = asked
-        #: Events of a chat stream that begin an answer and hold no token.
-        self._tokenless_events = asked.sequences if chat else 0
+        self._endpoint = endpoint
         self._dispatched_at: float | None = None
         self._status = 0
         self._events: EventStream | None = None
-        self._tail = b""
+        self._kept = KeptBody(endpoint.usage)
+        self._in_header: Usage | None = None  #: usage that came before the body
+        #: The answer's first bytes, while its id is looked for in them.
+        self._beginning: bytes | None = b"" if endpoint.makes_chains else None
 
     # -- from the dispatcher ------------------------------------------------------------------------
 
@@ -195,7 +214,7 @@ class ScheduledCall(Forwarding):
     def output_so_far(self, now: float) -> int:
         """Tokens counted from the stream; without one, what the time would have yielded."""
         if self._events is not None:
-            return max(0, self._events.events - self._tokenless_events)
+            return max(0, self._events.events - self._endpoint.events_per_answer * self._asked.sequences)
         if self._dispatched_at is None:
             return 0
         produced = self._proxy.pace.tokens_in(now - self._dispatched_at) * self._asked.sequences
@@ -211,23 +230,30 @@ class ScheduledCall(Forwarding):
         if content_type.startswith(b"text/event-stream") and head.header(b"content-encoding") is None:
             self._events = EventStream(strips=self._asked.strips_usage)
             return self._asked.strips_usage
+        metadata = None if self._endpoint.generates else head.header(b"metadata")
+        if metadata is not None:
+            self._in_header = header_usage(metadata)
         return False
 
     def passing(self, data: bytes, *, ended: bool) -> bytes:
         """Count a stream's events and take our usage out of it; keep the end of any other answer."""
+        if self._beginning is not None:
+            self._learn_id(data)
         if self._events is not None:
             passed = self._events.feed(data)
             return passed + self._events.end() if ended else passed
-        self._tail = (self._tail + data)[-_KEPT_TAIL:] if self._tail else data
+        self._kept.feed(data)
         return data
 
     def ended(self) -> None:
         """Settle by the engine's own usage."""
         seconds = self._seconds()
-        usage = body_usage(self._tail) if self._events is None else self._events.usage()
-        counted = 0 if self._events is None else self.output_so_far(self._proxy.clock())
+        if self._events is not None:
+            usage, counted = self._events.usage(), self.output_so_far(self._proxy.clock())
+        else:
+            usage, counted = self._in_header or self._kept.usage(), self._output_by_size()
         outcome, charged = engine_answer(self._status, usage, self.call.input_tokens, counted)
-        if outcome is Outcome.COMPLETED:
+        if outcome is Outcome.COMPLETED and usage is not None:
             self._proxy.pace.observe(charged.output_tokens // self._asked.sequences, seconds)
         self._proxy.dispatcher.finish(self, charged, outcome)
 
@@ -247,8 +273,29 @@ class ScheduledCall(Forwarding):
             self._proxy.dispatcher.finish(self, self._computed(), Outcome.CANCELLED)
 
     def _computed(self) -> Usage:
-        reported = None if self._events is None else self._events.usage()
-        return reported or Usage(self.call.input_tokens, self.output_so_far(self._proxy.clock()))
+        counted = self.output_so_far(self._proxy.clock())
+        if self._events is None:
+            return Usage(self.call.input_tokens, counted)
+        prompt = self._events.prompt_usage() or Usage(self.call.input_tokens, 0)
+        return self._events.usage() or Usage(prompt.input_tokens, counted, prompt.cached_tokens)
+
+    def _learn_id(self, data: bytes) -> None:
+        assert self._beginning is not None
+        self._beginning += data[:_BEGINNING]
+        found = response_id(self._beginning) if self._status == 200 else None
+        call = self.call
+        if found is not None and call.interaction is not None:
+            now = self._proxy.clock()
+            self._proxy.chains.remember(call.tenant, call.user, found, call.interaction, now)
+        if found is not None or len(self._beginning) >= _BEGINNING:
+            self._beginning = None
+
+    def _output_by_size(self) -> int:
+        """Output tokens of a whole answer that gives no usage, as transcriptions do."""
+        if self._status >= 400 or not self._endpoint.generates:
+            return 0
+        counted, cap = self._kept.length // _BYTES_PER_OUTPUT_TOKEN, self._asked.max_output_tokens
+        return counted if cap is None else min(counted, cap)
 
     def _seconds(self) -> float:
         return 0.0 if self._dispatched_at is None else self._proxy.clock() - self._dispatched_at
@@ -285,19 +332,3 @@ class MetricsAnswer(Forwarding):
         body = engine_text + self._proxy.metrics.exposition()
         self.connection.write(own_response(self.request, 200, b"OK", headers, body, reuse=reuse))
         self.connection.finished(reuse=reuse)
-
-
-def _route(target: bytes) -> str:
-    """Which path the engine will see: without query, scheme and host, and percent-decoded; cut down to a
-    scheduled one where the engine mounts it under a prefix. Otherwise another spelling of a scheduled path
-    would be a way around the queue.
-    """
-    try:
-        raw = httptools.parse_url(target).path or b""
-    except httptools.HttpParserInvalidURLError:
-        raw = target.partition(b"?")[0]
-    path = urllib.parse.unquote_to_bytes(raw).decode("latin-1")
-    for scheduled in (CHAT, COMPLETIONS):
-        if path.endswith(scheduled):
-            return scheduled
-    return path

@@ -1,4 +1,4 @@
-"""What a client reads when it is refused, in OpenAI's error shape.
+"""What a client reads when it is refused, in OpenAI's error shape, or Anthropic's where it speaks that.
 
 429 says that the caller has used up its own limit, 503 that there is no capacity right now, 4xx else that
 the request can't be served as it is. A message names the caller's own limit and never another tenant.
@@ -12,9 +12,10 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
-from typing import assert_never
+from typing import Any, assert_never
 
 from fairserve.core.calls import Refusal, RefusalReason
+from fairserve.engine.endpoints import speaks_anthropic
 from fairserve.sidecar.messages import Headers, Request, own_response
 
 #: OpenAI's SDK does not wait by itself for longer than this.
@@ -43,6 +44,15 @@ class Problem:
     param: str | None = None
 
 
+#: Anthropic's name for each status; other 4xx are `invalid_request_error`, other 5xx `api_error`.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
 _UNAVAILABLE_MESSAGES = {
     Unavailable.NOT_READY: "This server has no configuration yet.",
     Unavailable.ENGINE_UNAVAILABLE: "The model server does not accept connections.",
@@ -50,10 +60,12 @@ _UNAVAILABLE_MESSAGES = {
 }
 
 
-def problem_response(request: Request | None, problem: Problem, *, reuse: bool) -> bytes:
-    """The whole response to a request that can't be served."""
-    body = _error_body(problem.message, "invalid_request_error", problem.code, problem.param)
-    return _response(request, problem.status, [], body, reuse=reuse)
+def problem_response(request: Request | None, problem: Problem, *, reuse: bool, target: bytes = b"") -> bytes:
+    """The whole response to a request that can't be served. `request` is None where it couldn't be read
+    whole; its target may be known all the same.
+    """
+    error = _Error(problem.status, problem.message, "invalid_request_error", problem.code, problem.param)
+    return _response(request, error, [], reuse=reuse, target=target)
 
 
 def unavailable_response(request: Request, reason: Unavailable, rng: random.Random, *, reuse: bool) -> bytes:
@@ -61,15 +73,13 @@ def unavailable_response(request: Request, reason: Unavailable, rng: random.Rand
     seconds = retry_after(None, rng)
     message = f"{_UNAVAILABLE_MESSAGES[reason]} Retry in {seconds} s."
     headers = [(b"retry-after", b"%d" % seconds), (b"x-fairserve-refused-reason", reason.value.encode())]
-    return _response(
-        request, 503, headers, _error_body(message, "server_error", reason.value, None), reuse=reuse
-    )
+    return _response(request, _Error(503, message, "server_error", reason.value), headers, reuse=reuse)
 
 
 def broken_engine_response(request: Request, *, reuse: bool) -> bytes:
     """The whole 502 when the engine breaks off before it has answered."""
-    body = _error_body("The model server closed the connection.", "server_error", "engine_broken", None)
-    return _response(request, 502, [], body, reuse=reuse)
+    error = _Error(502, "The model server closed the connection.", "server_error", "engine_broken")
+    return _response(request, error, [], reuse=reuse)
 
 
 def refusal_response(
@@ -90,10 +100,10 @@ def refusal_response(
         ]
     message = f"{_explanation(refusal, tenant, application)} Retry in {seconds} s."
     if refusal.reason in (RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TIMEOUT):
-        status, body = 503, _error_body(message, "server_error", refusal.reason.value, None)
+        error = _Error(503, message, "server_error", refusal.reason.value)
     else:
-        status, body = 429, _error_body(message, "rate_limit_error", "rate_limit_exceeded", None)
-    return _response(request, status, headers, body, reuse=reuse)
+        error = _Error(429, message, "rate_limit_error", "rate_limit_exceeded")
+    return _response(request, error, headers, reuse=reuse)
 
 
 def retry_after(exact_s: float | None, rng: random.Random) -> int:
@@ -128,11 +138,40 @@ def _duration(seconds: float) -> bytes:
     return b"%dm%ds" % divmod(whole, 60) if whole >= 60 else b"%ds" % whole
 
 
-def _error_body(message: str, kind: str, code: str, param: str | None) -> bytes:
-    return json.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}}).encode()
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """An error body's content. `kind`, `code` and `param` are OpenAI's; Anthropic's kind is the status'."""
+
+    status: int
+    message: str
+    kind: str
+    code: str
+    param: str | None = None
+
+    def openai(self) -> dict[str, Any]:
+        """As OpenAI's clients read it."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def anthropic(self) -> dict[str, Any]:
+        """As Anthropic's clients read it."""
+        other = "invalid_request_error" if self.status < 500 else "api_error"
+        kind = _ANTHROPIC_TYPES.get(self.status, other)
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
-def _response(request: Request | None, status: int, headers: Headers, body: bytes, *, reuse: bool) -> bytes:
+def _response(
+    request: Request | None, error: _Error, headers: Headers, *, reuse: bool, target: bytes = b""
+) -> bytes:
+    if request is not None:
+        target = request.target
+    content = error.anthropic() if speaks_anthropic(target) else error.openai()
     headers = [(b"content-type", b"application/json"), *headers]
-    reason = HTTPStatus(status).phrase.encode()
-    return own_response(request, status, reason, headers, body, reuse=reuse)
+    reason = HTTPStatus(error.status).phrase.encode()
+    return own_response(request, error.status, reason, headers, json.dumps(content).encode(), reuse=reuse)

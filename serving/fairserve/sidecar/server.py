@@ -330,7 +330,7 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, request: Request | Problem) -> None:
         if isinstance(request, Problem):
-            self.write(problem_response(None, request, reuse=False))
+            self.write(problem_response(None, request, reuse=False, target=self._target))
             self._close(linger=True)
             return
         self._busy = True

@@ -276,4 +276,5 @@ class Sidecar:
             saturation=self.watch.saturation(now),
             engine_up=self.watch.problem is None,
             signal_age_s=self.watch.age_s(now),
+            unscheduled_paths=self.watch.unscheduled_paths,
         )

@@ -2,7 +2,7 @@
 
 It reads the engine's metrics over the same pool as calls do, often while calls wait and seldom while
 none do. Old numbers are never taken for new ones: past `STALE_S` the KV use is guessed from what is in
-flight, and the age is a metric.
+flight, and the age is a metric. Each time the engine comes up it is asked which paths it has.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from fairserve.core.window import EngineSample
+from fairserve.engine.endpoints import unknown_paths
 from fairserve.engine.metrics import read_sample
 from fairserve.overload.saturation import saturation
 from fairserve.sidecar.dispatch import Dispatcher
@@ -24,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 #: Engine metrics older than this are stale.
 STALE_S = 5.0
 _TIMEOUT_S = 2.0
+#: How often an engine that comes up is asked for its paths before it is let be.
+_DESCRIPTION_TRIES = 5
 #: How many poll intervals lie between two readings while nothing waits.
 _RESTING_INTERVALS = 4
 
@@ -44,7 +47,10 @@ class EngineWatch:
         self._clock = clock
         self._sampled_at: float | None = None
         self._problem: str | None = "the engine has not answered yet"
+        self._questions = _DESCRIPTION_TRIES  #: how often it may still be asked for its paths
         self.sample: EngineSample | None = None
+        #: The engine's POST paths that may spend tokens unscheduled.
+        self.unscheduled_paths: tuple[str, ...] = ()
 
     @property
     def problem(self) -> str | None:
@@ -95,6 +101,26 @@ class EngineWatch:
             if sample is not None:
                 self.sample, self._sampled_at = sample, self._clock()
                 self._dispatcher.observe(sample)
+        if self._questions:
+            await self._compare_paths()
+
+    async def _compare_paths(self) -> None:
+        """Name what passes unscheduled, once for each set of paths."""
+        self._questions -= 1
+        answer = await fetch(self._pool, b"/openapi.json", _TIMEOUT_S)
+        if not isinstance(answer, tuple):
+            return  # It makes its description when first asked, which takes time.
+        self._questions = 0
+        paths = unknown_paths(answer[1]) if answer[0] == 200 else None
+        if paths is None:
+            _LOG.info("the engine does not describe its paths: none can be named that pass unscheduled")
+        elif paths and paths != self.unscheduled_paths:
+            _LOG.warning(
+                "these paths of the engine are not known here and pass unscheduled, though they may spend"
+                " tokens: %s",
+                ", ".join(paths),
+            )
+        self.unscheduled_paths = paths or ()
 
     def _note(self, problem: str | None) -> None:
         if problem != self._problem:
@@ -102,6 +128,7 @@ class EngineWatch:
                 _LOG.info("the engine is up")
             else:
                 _LOG.warning("the engine is not up: %s", problem)
+                self._questions = _DESCRIPTION_TRIES
         self._problem = problem
 
 

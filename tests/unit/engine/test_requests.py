@@ -1,12 +1,30 @@
-"""What is read of a completion's body, and how usage is asked for."""
+"""What is read of a JSON body, how usage is asked for, and what is taken out."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fairserve.engine.requests import read_completion
+from fairserve.engine.requests import (
+    EngineRequest,
+    chat_batch_amount,
+    completion_amount,
+    decision_amount,
+    message_amount,
+    pooling_amount,
+    read_json,
+    response_amount,
+    scoring_amount,
+    tokens_amount,
+    without_fields,
+)
+
+
+def read_completion(body: bytes, *, trusted: bool = False) -> EngineRequest:
+    return read_json(body, completion_amount, trusted=trusted, usage_on_request=True)
 
 
 def read(**fields):
@@ -95,6 +113,9 @@ def test_last_of_equal_keys_wins_as_in_the_engine():
         ({"max_tokens": 5, "n": 2, "prompt": ["a", "b", "c"]}, 6, 30),
         ({"max_tokens": 5, "prompt": [1, 2, 3]}, 1, 5),
         ({"max_tokens": 5, "prompt": [[1], [2]]}, 2, 10),
+        ({"max_tokens": 5, "prompt": [], "prompt_embeds": None}, 1, 5),
+        ({"max_tokens": 5, "prompt": ["a", "b"], "prompt_embeds": ["x", "y"], "n": 3}, 12, 60),
+        ({"max_tokens": 5, "prompt_embeds": "x"}, 1, 5),
         ({"max_tokens": 0, "n": -1}, 1, None),
         ({"max_tokens": "x" * 50, "n": True}, 1, None),
     ],
@@ -107,3 +128,112 @@ def test_fan_out_and_cap(fields, sequences, cap):
 def test_user_is_text_or_nobody():
     assert read(user="u").user == "u"
     assert read(user=5).user == read().user == ""
+
+
+@pytest.mark.parametrize(
+    ("amount", "fields", "sequences", "cap"),
+    [
+        (chat_batch_amount, {"messages": [[{}], [{}], [{}]], "max_tokens": 5}, 3, 15),
+        (chat_batch_amount, {"messages": "nonsense", "max_tokens": 5}, 1, 5),
+        (response_amount, {"max_output_tokens": 7, "max_tokens": 1, "n": 9}, 1, 7),
+        (response_amount, {"max_output_tokens": None}, 1, None),
+        (message_amount, {"max_tokens": 7, "n": 9}, 1, 7),
+        (pooling_amount, {"input": ["a"] * 5, "max_tokens": 7}, 1, 0),
+        (scoring_amount, {"items": ["a", "b"], "max_tokens": 7}, 2, 2),
+        (decision_amount, {"questions": {"a": {}, "b": {}}}, 2, 4),
+        (tokens_amount, {"sampling_params": {"n": 2, "max_tokens": 3}, "n": 9}, 2, 6),
+        (tokens_amount, {"sampling_params": None, "n": 9}, 1, None),
+    ],
+)
+def test_each_kind_of_body_says_its_amount_in_its_own_way(amount, fields, sequences, cap):
+    asked = read_json(json.dumps(fields).encode(), amount, trusted=True)
+    assert (asked.sequences, asked.max_output_tokens) == (sequences, cap)
+
+
+def test_usage_is_asked_for_only_where_it_must_be():
+    body = b'{"stream": true}'
+    asked = read_json(body, message_amount, trusted=True)
+    assert (asked.stream, asked.strips_usage, asked.payload) == (True, False, body)
+
+
+def test_background_is_seen_only_where_it_exists():
+    body = b'{"background": "yes"}'
+    assert read_json(body, response_amount, trusted=True, runs_behind=True).background
+    assert not read_json(body, completion_amount, trusted=True).background
+    assert not read_json(b'{"background": 2}', response_amount, trusted=True, runs_behind=True).background
+
+
+@pytest.mark.parametrize(
+    ("fields", "user"),
+    [
+        ({"user": "u", "safety_identifier": "s", "metadata": {"user_id": "m"}}, "u"),
+        ({"user": "", "safety_identifier": "s", "metadata": {"user_id": "m"}}, "s"),
+        ({"user": None, "metadata": {"user_id": "m"}}, "m"),
+        ({"metadata": {"user_id": 5}}, ""),
+        ({"metadata": "user_id"}, ""),
+    ],
+)
+def test_user_has_several_names(fields, user):
+    assert read(**fields).user == user
+
+
+@pytest.mark.parametrize(
+    ("fields", "previous", "conversation"),
+    [
+        ({"previous_response_id": "r", "conversation": "c"}, "r", "c"),
+        ({"conversation": {"id": "c"}, "metadata": {"session_id": "s"}}, "", "c"),
+        ({"conversation": {"id": 5}, "metadata": {"session_id": "s"}}, "", "s"),
+        ({"previous_response_id": 5, "conversation": [], "metadata": []}, "", ""),
+    ],
+)
+def test_interaction_has_several_names(fields, previous, conversation):
+    asked = read(**fields)
+    assert (asked.previous_response, asked.conversation) == (previous, conversation)
+
+
+@pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        (b'{"priority": -9}', b"{}"),
+        (b' { "a" : 1 , "priority" : -9 } \n', b' { "a" : 1 } \n'),
+        (b'{"priority":-9,\r\n"a":"}\\"\\\\"}', b'{\r\n"a":"}\\"\\\\"}'),
+        (b'{"cache_salt":{"x":[1,{}]},"a":1e5,"priority":0,"b":-0.0}', b'{"a":1e5,"b":-0.0}'),
+        (b'{"priority":1,"a":1,"priority":2,"a":2}', b'{"a":1,"a":2}'),
+        (b'{"pri\\u006frity":1,"a":1}', b'{"a":1}'),
+        (b'{"a":"\xed\xa0\x80","priority":1}', b'{"a":"\xed\xa0\x80"}'),
+        (b'{"a":{"priority":1},"b":"priority"}', b'{"a":{"priority":1},"b":"priority"}'),
+    ],
+)
+def test_place_in_the_engines_queue_is_taken_out_of_an_untrusted_body(body, payload):
+    assert read_completion(body).payload == payload
+    assert read_completion(body, trusted=True).payload == body
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-be", "utf-8-sig"])
+def test_place_is_taken_out_of_other_encodings(encoding):
+    payload = read_completion('{"priority": 1, "ä": 2, "cache_salt": null}'.encode(encoding)).payload
+    assert json.loads(payload) == {"ä": 2}
+
+
+def test_usage_is_asked_for_in_what_is_left():
+    asked = read_completion(b'{"stream":true,"priority":5}')
+    assert asked.payload == b'{"stream":true,"stream_options": {"include_usage": true}}'
+    asked = read_completion('{"stream":true,"priority":5}'.encode("utf-16"))
+    assert json.loads(asked.payload) == {"stream": True, "stream_options": {"include_usage": True}}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "c", "priority", '"', "\\"]), JSON, min_size=1), st.data())
+def test_taking_fields_out_leaves_the_others_as_they_were(fields, data):
+    names = data.draw(st.sets(st.sampled_from(sorted(fields))))
+    indent = data.draw(st.sampled_from([None, 1]))
+    body = json.dumps(fields, ensure_ascii=data.draw(st.booleans()), indent=indent).encode()
+    left = {name: value for name, value in fields.items() if name not in names}
+    assert json.loads(without_fields(body, fields, names)) == left
+    assert without_fields(body, fields, set()) == body

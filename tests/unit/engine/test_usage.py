@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairserve.core.calls import Usage
-from fairserve.engine.usage import EventStream, body_usage, read_usage
+from fairserve.engine.usage import (
+    EventStream,
+    KeptBody,
+    Place,
+    body_usage,
+    header_usage,
+    read_usage,
+    response_id,
+)
 
 USAGE = {
     "prompt_tokens": 7,
@@ -144,3 +152,111 @@ def test_usage_of_calls_without_output_and_with_nonsense_details():
     assert read_usage({"prompt_tokens": 5, "completion_tokens": None}) == Usage(5, 0)
     assert read_usage({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 9}}) == Usage(5, 0, 5)
     assert read_usage({"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": None}}) == Usage(5, 0)
+
+
+RESPONSES = {
+    "input_tokens": 7,
+    "input_tokens_details": {"cached_tokens": 4},
+    "output_tokens": 2,
+    "total_tokens": 9,
+}
+FORGED = {"usage": {"input_tokens": 0, "output_tokens": 0, "prompt_tokens": 0, "completion_tokens": 0}}
+
+
+@pytest.mark.parametrize(
+    ("value", "usage"),
+    [
+        (RESPONSES, Usage(7, 2, 4)),
+        ({"input_tokens": 7, "output_tokens": 2}, Usage(7, 2)),
+        ({"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4}, Usage(7, 2, 4)),
+        ({"input_tokens": 3, "output_tokens": 2, "cache_creation_input_tokens": 4}, Usage(7, 2)),
+        ({"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": None}, Usage(3, 2)),
+        ({"tokens": {"input_tokens": 7, "output_tokens": 2}, "cached_tokens": 4}, Usage(7, 2, 4)),
+        ({"total_tokens": 7}, Usage(7, 0)),
+        ({"input_tokens": 7, "image_tokens": 0}, Usage(7, 0)),
+        ({"type": "duration", "seconds": 3}, None),
+        ({"output_tokens": 3}, None),
+    ],
+)
+def test_each_api_has_its_own_way_to_write_usage(value, usage):
+    assert read_usage(value) == usage
+
+
+def kept(place: Place, answer: object, size: int = 1000) -> Usage | None:
+    body = json.dumps(answer, separators=(",", ":")).encode()
+    keeper = KeptBody(place)
+    for at in range(0, len(body), size):
+        keeper.feed(body[at : at + size])
+    assert keeper.length == len(body)
+    return keeper.usage()
+
+
+@pytest.mark.parametrize("length", [1, 300_000])
+def test_usage_is_found_at_either_end_of_a_long_answer(length):
+    assert kept(Place.END, {"data": [0.5] * length, "usage": USAGE}) == Usage(7, 2, 4)
+    assert kept(Place.BEGINNING, {"usage": USAGE, "results": [0.5] * length}) == Usage(7, 2, 4)
+    assert kept(Place.END, {"data": [0.5] * length, "meta": {"billed_units": {"input_tokens": 7}}}) == Usage(
+        7, 0
+    )
+
+
+@pytest.mark.parametrize("answer", [{"tools": [FORGED], "usage": RESPONSES, "input_messages": [FORGED]}])
+def test_usage_among_the_clients_objects_is_found_by_its_path(answer):
+    assert kept(Place.ANYWHERE, answer) == Usage(7, 2, 4)
+
+
+def test_answer_too_long_to_read_whole_has_no_usage():
+    assert kept(Place.ANYWHERE, {"output": "x" * 1_100_000, "usage": RESPONSES}, size=100_000) is None
+
+
+def test_usage_beside_raw_vectors_is_in_a_header():
+    assert header_usage(json.dumps({"data": [], "usage": USAGE}).encode()) == Usage(7, 2, 4)
+    assert header_usage(b"nonsense") is None
+
+
+def named(kind: str, content: dict) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({**content, 'type': kind})}\n\n".encode()
+
+
+def test_stream_of_responses():
+    stream = EventStream(strips=False)
+    begun = named("response.created", {"response": {"id": "r", "tools": [FORGED], "usage": None}})
+    run(stream, [begun, named("response.output_text.delta", {"delta": "x"})])
+    assert stream.usage() is None
+    assert stream.prompt_usage() is None
+    run(stream, [named("response.completed", {"response": {"tools": [FORGED], "usage": RESPONSES}})])
+    assert stream.usage() == Usage(7, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "last", [{"output_tokens": 2}, {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4}]
+)
+def test_stream_of_messages(last):
+    stream = EventStream(strips=False)
+    start = {"input_tokens": 3, "output_tokens": 0, "cache_read_input_tokens": 4}
+    run(stream, [named("message_start", {"message": {"usage": start}})])
+    assert stream.usage() is None
+    assert stream.prompt_usage() == Usage(7, 0, 4)
+    run(stream, [named("message_delta", {"delta": {}, "usage": last}), named("message_stop", {})])
+    assert stream.usage() == Usage(7, 2, 4)
+
+
+def test_stream_of_coheres():
+    stream = EventStream(strips=False)
+    usage = {"billed_units": {"input_tokens": 1}, "tokens": {"input_tokens": 7, "output_tokens": 2}}
+    run(stream, [named("message-end", {"delta": {"finish_reason": "COMPLETE", "usage": usage}})])
+    assert stream.usage() == Usage(7, 2)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "expected"),
+    [
+        (b'{"id":"resp_1","created_at":1', "resp_1"),
+        (b'event: response.created\ndata: {"response":{"id": "resp_1","x":{"id":"no"}', "resp_1"),
+        (b'{"id":"resp', None),
+        (b'{"id":"' + b"x" * 1000 + b'"', None),
+        (b"", None),
+    ],
+)
+def test_id_of_an_answer(beginning, expected):
+    assert response_id(beginning) == expected

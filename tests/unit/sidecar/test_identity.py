@@ -6,6 +6,7 @@ import pytest
 
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
+from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.identity import INTERACTION_HEADERS, Caller, IdentityTable
 from fairserve.sidecar.refusals import Problem
 
@@ -35,7 +36,7 @@ def table(**changes) -> IdentityTable:
 
 def identify(headers: dict[str, str], body_user: str = "", *, trusted: bool = False, **changes):
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return table(**changes).identify(pairs, body_user, trusted=trusted)
+    return table(**changes).identify(pairs, EngineRequest(b"", user=body_user), trusted=trusted)
 
 
 def code(result) -> str:
@@ -88,7 +89,7 @@ def test_header_with_an_unknown_value_names_nobody():
 
 def test_two_values_of_an_identity_header_are_refused():
     pairs = [(b"x-team", b"bee"), (b"x-team", b"cee")]
-    assert code(table().identify(pairs, "", trusted=True)) == "ambiguous_identity"
+    assert code(table().identify(pairs, EngineRequest(b""), trusted=True)) == "ambiguous_identity"
 
 
 @pytest.mark.parametrize(
@@ -137,3 +138,38 @@ def test_first_interaction_header_wins():
         assert identify({"x-api-key": "ka", **headers}).interaction == name.decode()
         del headers[name.decode()]
     assert identify({"x-api-key": "ka", **headers}).interaction is None
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_interaction_is_named_by_header_then_by_body_then_by_trace():
+    pairs = [(b"x-api-key", b"ka"), (b"traceparent", TRACE.encode())]
+    said = EngineRequest(b"", previous_response="r", conversation="c")
+    caller = table().identify([*pairs, (b"x-session-id", b"s")], said, trusted=False)
+    assert (caller.interaction, caller.previous_response) == ("s", None)
+    caller = table().identify(pairs, said, trusted=False)
+    assert (caller.interaction, caller.previous_response) == ("r", "r")
+    caller = table().identify(pairs, EngineRequest(b"", conversation="c"), trusted=False)
+    assert (caller.interaction, caller.previous_response) == ("c", None)
+    caller = table().identify(pairs, EngineRequest(b""), trusted=False)
+    assert caller.interaction == "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "nonsense",
+        TRACE.replace("0af7651916cd43dd8448eb211c80319c", "0" * 32),
+        TRACE.replace("0af7", "0AF7"),
+        TRACE.replace("00-", "ff-"),
+        TRACE[:-3],
+    ],
+)
+def test_what_is_no_trace_names_nothing(value):
+    assert identify({"x-api-key": "ka", "traceparent": value}).interaction is None
+
+
+def test_place_in_the_engines_queue_is_an_untrusted_header():
+    assert {b"x-vllm-priority", b"x-team", b"x-fairserve-tenant"} <= table().header_names

@@ -9,7 +9,15 @@ import pytest
 
 from fairserve.core.calls import Refusal, RefusalReason
 from fairserve.sidecar.messages import Request
-from fairserve.sidecar.refusals import Unavailable, refusal_response, retry_after, unavailable_response
+from fairserve.sidecar.refusals import (
+    Problem,
+    Unavailable,
+    broken_engine_response,
+    problem_response,
+    refusal_response,
+    retry_after,
+    unavailable_response,
+)
 
 REQUEST = Request(b"POST", b"/v1/completions", [], b"")
 LIMITS = (RefusalReason.USER_LIMIT, RefusalReason.TENANT_LIMIT, RefusalReason.APPLICATION_LIMIT)
@@ -69,3 +77,40 @@ def test_unavailable_is_503(reason):
     status, headers, error = read(unavailable_response(REQUEST, reason, random.Random(1), reuse=True))
     assert (status, headers["x-fairserve-refused-reason"], error["code"]) == (503, reason.value, reason.value)
     assert int(headers["retry-after"]) >= 1
+
+
+MESSAGES = Request(b"POST", b"/v1/messages?beta=true", [], b"")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (408, "invalid_request_error"),
+        (413, "request_too_large"),
+    ],
+)
+@pytest.mark.parametrize("request_", [MESSAGES, None])
+def test_problem_has_anthropics_shape_where_that_is_spoken(status, kind, request_):
+    data = problem_response(
+        request_, Problem(status, "code", "Words.", "param"), reuse=False, target=MESSAGES.target
+    )
+    assert data.startswith(b"HTTP/1.1 %d " % status)
+    body = json.loads(data.partition(b"\r\n\r\n")[2])
+    assert body == {"type": "error", "error": {"type": kind, "message": "Words."}}
+
+
+def test_refusals_have_anthropics_types():
+    rng = random.Random(1)
+    refused = refusal_response(MESSAGES, Refusal(LIMITS[0], 12.3, 10, 60.0), "t", "a", rng, reuse=True)
+    status, headers, error = read(refused)
+    assert (status, error["type"], set(error)) == (429, "rate_limit_error", {"type", "message"})
+    assert int(headers["retry-after"]) >= 13
+    full = refusal_response(MESSAGES, Refusal(RefusalReason.QUEUE_FULL, None), "t", "a", rng, reuse=True)
+    assert (read(full)[0], read(full)[2]["type"]) == (503, "overloaded_error")
+    away = unavailable_response(MESSAGES, Unavailable.ENGINE_UNAVAILABLE, rng, reuse=True)
+    assert (read(away)[0], read(away)[2]["type"]) == (503, "overloaded_error")
+    broken = broken_engine_response(MESSAGES, reuse=True)
+    assert (read(broken)[0], read(broken)[2]["type"]) == (502, "api_error")

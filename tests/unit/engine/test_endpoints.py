@@ -1,0 +1,89 @@
+"""Which requests are scheduled, and which paths of an engine nobody here knows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fairserve.engine.endpoints import (
+    ENDPOINTS,
+    FREE,
+    MAX_UNKNOWN_PATHS,
+    path_of,
+    scheduled,
+    speaks_anthropic,
+    unknown_paths,
+)
+
+
+def openapi(**paths: list[str]) -> bytes:
+    described = {path: {method: {} for method in methods} for path, methods in paths.items()}
+    return json.dumps({"openapi": "3.1.0", "paths": described}).encode()
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("spelling", ["{}", "{}?x=1", "http://host{}", "/prefix{}"])
+def test_every_spelling_of_a_path_that_spends_is_scheduled(path, spelling):
+    assert scheduled(b"POST", spelling.format(path).encode()) is ENDPOINTS[path]
+    assert scheduled(b"GET", spelling.format(path).encode()) is None
+
+
+def test_percent_encoding_is_another_spelling():
+    assert scheduled(b"POST", b"/v1/%6dessages") is ENDPOINTS["/v1/messages"]
+    assert path_of(b"/v1/%6dessages?%6d") == "/v1/messages"
+
+
+@pytest.mark.parametrize("path", [*FREE, "/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/v1/models"])
+def test_what_spends_nothing_passes(path):
+    assert scheduled(b"POST", path.encode()) is None
+
+
+def test_tables_do_not_overlap():
+    assert not FREE & ENDPOINTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (b"/v1/messages", True),
+        (b"/v1/messages/count_tokens?beta=true", True),
+        (b"http://h/prefix/v1/messages", True),
+        (b"/v1/chat/completions", False),
+        (b"/v1/chat/completions?x=/v1/messages", False),
+        (b"", False),
+    ],
+)
+def test_who_speaks_anthropic(target, expected):
+    assert speaks_anthropic(target) is expected
+
+
+def test_post_paths_in_neither_table_are_named():
+    document = openapi(
+        **{
+            "/v1/new": ["post"],
+            "/a/new": ["get", "post"],
+            "/v1/read": ["get"],
+            "/tokenize": ["post"],
+            "/v1/responses/{response_id}/cancel": ["post"],
+            **{path: ["post"] for path in ENDPOINTS},
+        }
+    )
+    assert unknown_paths(document) == ("/a/new", "/v1/new")
+
+
+def test_named_paths_are_bounded():
+    document = openapi(**{f"/new/{number}/{'x' * 1000}": ["post"] for number in range(100)})
+    found = unknown_paths(document)
+    assert found is not None
+    assert len(found) == MAX_UNKNOWN_PATHS
+    assert max(map(len, found)) == 200
+
+
+@pytest.mark.parametrize("document", [b"", b"{", b"[]", b"{}", b'{"paths":[]}', b"[" * 100_000])
+def test_what_is_no_description(document):
+    assert unknown_paths(document) is None
+
+
+def test_odd_entries_of_a_description_are_passed_over():
+    assert unknown_paths(b'{"paths":{"/new":null,"/other":["post"]}}') == ()
