@@ -29,20 +29,23 @@ class _Plan:
         self._bounds = bounds
         self._requests: dict[_Who, int] = {}
         self._bytes: dict[_Who, int] = {}
+        #: Of flows that give something, the newest beginning call that stays.
+        self._newest: dict[Flow, Ticket | None] = {}
+        #: Bytes that go in all.
+        self.freed = 0
 
     def add(self, ticket: Ticket) -> None:
+        """Let a flow's newest beginning call go."""
         self.tickets.append(ticket)
+        self._newest[ticket.flow] = ticket.before
+        self.freed += ticket.body_bytes
         for who in (ticket.flow, ticket.flow.tenant):
             self._requests[who] = self._requests.get(who, 0) + 1
             self._bytes[who] = self._bytes.get(who, 0) + ticket.body_bytes
 
     def newest(self, flow: Flow) -> Ticket | None:
         """The flow's newest beginning call that stays so far."""
-        ticket = flow.last
-        for _ in range(self._requests.get(flow, 0)):
-            if ticket is not None:
-                ticket = ticket.before
-        return ticket
+        return self._newest.get(flow, flow.last)
 
     def requests(self, who: _Who) -> int:
         waiting = who.waiting if isinstance(who, Flow) else who.queued
@@ -142,8 +145,7 @@ class Overflow:
                     return None
             while (
                 self._backlog.queued - len(plan.tickets) >= bounds.max_requests
-                or self._backlog.bytes - sum(t.body_bytes for t in plan.tickets) + call.body_bytes
-                > bounds.max_bytes
+                or self._backlog.bytes - plan.freed + call.body_bytes > bounds.max_bytes
             ):
                 furthest = self._furthest_tenant(plan, touched)
                 if begins and (furthest is None or plan.excess(tenant, call) >= plan.excess(furthest)):

@@ -23,6 +23,8 @@ _SMOOTHING: Final = 0.1
 _FLOW_SAMPLES: Final = 3
 #: Bytes of JSON body per input token, before anything is learned: English text in a chat body.
 _BYTES_PER_TOKEN: Final = 4.0
+#: What text ever needs. Images and sound in a body have far more, and would teach text too few tokens.
+_MOST_BYTES_PER_TOKEN: Final = 16.0
 #: Samples after which an average moves by `_SMOOTHING`.
 _PLAIN: Final = 10
 
@@ -105,7 +107,8 @@ class ApplicationState:
         if ticket.body_bytes and prompt:
             self.ratio_samples = samples = self.ratio_samples + 1
             of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
-            self.bytes_per_token += of_all * (ticket.body_bytes / prompt - self.bytes_per_token)
+            ratio = min(ticket.body_bytes / prompt, _MOST_BYTES_PER_TOKEN)
+            self.bytes_per_token += of_all * (ratio - self.bytes_per_token)
         if self.learner is not None:
             part.input_tokens += step * (prompt - part.input_tokens)
             part.system_tokens += step * (min(ticket.system_tokens, prompt) - part.system_tokens)

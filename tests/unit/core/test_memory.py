@@ -255,3 +255,11 @@ def test_predictions_follow_a_flows_own_calls(make_rig):
     assert rig.dispatch().predicted_output_tokens == 5
     rig.enqueue(user="terse", max_output_tokens=3)
     assert rig.dispatch().predicted_output_tokens == 3
+
+
+def test_a_body_that_is_mostly_image_teaches_no_absurd_ratio(make_rig):
+    rig = make_rig()
+    for _ in range(20):
+        rig.enqueue(body_bytes=1_000_000)
+        rig.serve()
+    assert rig.scheduler.estimate_input("chat", 1_600) == 100
