@@ -6,6 +6,7 @@ pydantic says which field is wrong and YAML knows on which line it is; here the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +41,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a document came from, for what can only be checked once it is read."""
+
+    name: str
+    tree: Any  #: what YAML composed: it knows the lines
+
+    def error(self, location: tuple[int | str, ...], problem: str) -> InputError:
+        """An error about a field, given by its keys and indices from the top; one not given by its parent."""
+        line, field = _place(self.tree, location)
+        return InputError(self.name, line, field, problem)
+
+
 def read_document(path: Path, model: type[D]) -> D:
     """The file's one document. Raises InputError."""
+    return read_with_source(path, model)[0]
+
+
+def read_with_source(path: Path, model: type[D]) -> tuple[D, Source]:
+    """The file's one document and its source. Raises InputError."""
     name = str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -58,7 +77,7 @@ def read_document(path: Path, model: type[D]) -> D:
     if not isinstance(data, dict):
         raise InputError(name, 1, "", "must be a mapping of fields")
     try:
-        return model.model_validate(data)
+        return model.model_validate(data), Source(name, tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         line, field = _place(tree, first["loc"])

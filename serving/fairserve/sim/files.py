@@ -25,12 +25,12 @@ from fairserve.core import (
     TokenWeights,
 )
 from fairserve.core.errors import SettingsError
-from fairserve.core.settings import Learning, validate
+from fairserve.core.settings import MAX_WEIGHT, MIN_WEIGHT, MOST, Learning, validate
 from fairserve.overload.settings import OnStale, OverloadSettings, SignalSettings
 from fairserve.sim import distributions as dist
 from fairserve.sim import paper, workload
 from fairserve.sim.costs import VTC_A10G, StepCost
-from fairserve.sim.documents import Document, read_document
+from fairserve.sim.documents import Document, Source, read_document, read_with_source
 from fairserve.sim.errors import InputError
 from fairserve.sim.scenario import (
     Balancing,
@@ -50,6 +50,11 @@ Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+# The core's own bounds, so that what it would refuse has a line.
+Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
+Seconds = Annotated[float, Field(ge=1e-3, le=MOST)]
+Many = Annotated[int, Field(ge=1, le=MOST)]
+Length = Annotated[float, Field(ge=0.0, le=dist.MOST_TOKENS)]
 
 
 class LogNormalFields(Document):
@@ -185,23 +190,23 @@ class EngineFields(Document):
 class LimitFields(Document):
     """An interaction limit."""
 
-    count: Count
-    window_s: Positive
+    count: Annotated[int, Field(ge=1, le=10**9)]
+    window_s: Seconds
 
 
 class ProfileFields(Document):
     """A typical call."""
 
-    input_tokens: Positive
-    output_tokens: Positive
-    system_tokens: NotNegative = 0.0
+    input_tokens: Annotated[Length, Field(gt=0.0)]
+    output_tokens: Annotated[Length, Field(gt=0.0)]
+    system_tokens: Length = 0.0
 
 
 class LearningFields(Document):
     """How a learned profile follows the traffic."""
 
-    min_samples: Count = 50
-    max_factor_per_hour: Annotated[float, Field(ge=1.0)] = 4.0
+    min_samples: Many = 50
+    max_factor_per_hour: Annotated[float, Field(ge=1.0, le=1e9)] = 4.0
 
 
 class ApplicationFields(Document):
@@ -209,35 +214,35 @@ class ApplicationFields(Document):
 
     input_tokens: DistributionFields
     output_tokens: DistributionFields
-    system_tokens: Annotated[int, Field(ge=0)] = 0
+    system_tokens: Annotated[int, Field(ge=0, le=dist.MOST_TOKENS)] = 0
     profile: ProfileFields | None = None  #: default: the means of 1,000 drawn calls
     learning: LearningFields | None = None  #: None: the profile stays
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     per_user: LimitFields | None = None
     per_tenant: LimitFields | None = None
     total: LimitFields | None = None
-    idle_timeout_s: Positive = 300.0
-    max_calls: Count = 100
-    max_duration_s: Positive = 3600.0
+    idle_timeout_s: Annotated[Positive, Field(le=MOST)] = 300.0
+    max_calls: Many = 100
+    max_duration_s: Annotated[Positive, Field(le=MOST)] = 3600.0
 
 
 class TenantFields(Document):
     """A tenant, as the scheduler is told."""
 
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     per_user: LimitFields | None = None
     total: LimitFields | None = None
-    max_requests: Count = 10_000
-    max_wait_s: Positive = 600.0
+    max_requests: Many = 10_000
+    max_wait_s: Seconds = 600.0
 
 
 class TokenWeightFields(Document):
     """Prices."""
 
-    input: NotNegative = 1.0
-    cached: NotNegative = 0.1
-    system: NotNegative = 1.0
-    output: NotNegative = 2.0
+    input: Weight = 1.0
+    cached: Annotated[float, Field(ge=0.0, le=MAX_WEIGHT)] = 0.1
+    system: Weight = 1.0
+    output: Weight = 2.0
 
 
 class SchedulerFields(Document):
@@ -246,7 +251,7 @@ class SchedulerFields(Document):
     mode: ThrottlingMode = ThrottlingMode.ENFORCE
     normalisation: Share = 0.8
     token_weights: TokenWeightFields = TokenWeightFields()
-    continuation_head_start: NotNegative = 1.0
+    continuation_head_start: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
 
 
 class ArrivalFields(Document):
@@ -375,8 +380,8 @@ class ScenarioFile(Document):
 
 def read_scenario(path: Path, trace: Path | None = None) -> Scenario:
     """The scenario of a file; with `trace`, its calls come from there. Raises InputError."""
-    read = read_document(path, ScenarioFile)
-    _check(path, read, trace)
+    read, source = read_with_source(path, ScenarioFile)
+    _check(source, read, trace)
     engines = _engines(path, read.engines)
     applications = {
         name: workload.Application(
@@ -424,33 +429,36 @@ def read_calibration(path: Path) -> CalibrationFile:
     return read_document(path, CalibrationFile)
 
 
-def _check(path: Path, read: ScenarioFile, trace: Path | None) -> None:
+def _check(source: Source, read: ScenarioFile, trace: Path | None) -> None:
     """What one field alone can't tell."""
-    file = str(path)
     sources = [read.paper, bool(read.classes), read.trace is not None or trace is not None]
     if sum(sources) != 1:
-        raise InputError(file, None, "classes", "give exactly one of classes, paper and trace")
+        raise source.error(("classes",), "give exactly one of classes, paper and trace")
     if read.trace is not None and read.trace.file is None and trace is None:
-        raise InputError(file, None, "trace.file", "no trace is given, here or by --trace")
+        raise source.error(("trace", "file"), "no trace is given, here or by --trace")
     for index, users in enumerate(read.classes):
-        where = f"classes.{index}"
-        for name in users.applications:
-            if name not in read.applications:
-                raise InputError(file, None, f"{where}.applications", f"unknown application {name!r}")
-        if not users.applications:
-            raise InputError(file, None, f"{where}.applications", "at least one is needed")
-        label = users.behaviour.labelled_as
-        if label is not None and label not in read.applications:
-            raise InputError(file, None, f"{where}.behaviour.labelled_as", f"unknown application {label!r}")
-        if read.tenants and users.tenant not in read.tenants and not users.tenant_per_user:
-            raise InputError(file, None, f"{where}.tenant", f"unknown tenant {users.tenant!r}")
-    pods = [*(s.pod for s in read.faults.slowdowns if s.pod is not None)]
-    pods += [restart.pod for restart in read.faults.restarts]
-    for pod in pods:
-        if pod >= read.engines.count:
-            raise InputError(
-                file, None, "faults", f"there is no pod {pod}: engines.count is {read.engines.count}"
-            )
+        _check_class(source, read, ("classes", index), users)
+    pods = [(("slowdowns", i), slow.pod) for i, slow in enumerate(read.faults.slowdowns)]
+    pods += [(("restarts", i), restart.pod) for i, restart in enumerate(read.faults.restarts)]
+    for place, pod in pods:
+        if pod is not None and pod >= read.engines.count:
+            problem = f"there is no pod {pod}: engines.count is {read.engines.count}"
+            raise source.error(("faults", *place, "pod"), problem)
+
+
+def _check_class(
+    source: Source, read: ScenarioFile, place: tuple[int | str, ...], users: ClassFields
+) -> None:
+    if not users.applications:
+        raise source.error((*place, "applications"), "at least one is needed")
+    for name in users.applications:
+        if name not in read.applications:
+            raise source.error((*place, "applications", name), f"unknown application {name!r}")
+    label = users.behaviour.labelled_as
+    if label is not None and label not in read.applications:
+        raise source.error((*place, "behaviour", "labelled_as"), f"unknown application {label!r}")
+    if read.tenants and users.tenant not in read.tenants and not users.tenant_per_user:
+        raise source.error((*place, "tenant"), f"unknown tenant {users.tenant!r}")
 
 
 def _engines(path: Path, fields: EngineFields) -> Engines:
