@@ -6,6 +6,7 @@ pydantic says which field is wrong and YAML knows on which line it is; here the 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +26,26 @@ class Document(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice; plain YAML keeps the last one."""
+    """Refuses a key that is given twice, of which plain YAML keeps the last one, and says where a value is
+    that can't be read, such as a date that there is not.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(
+                problem="a list or mapping can't name a field", problem_mark=key_node.start_mark
+            )
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=key_node.start_mark)
         seen.add(key)
@@ -74,6 +88,12 @@ def read_with_source(path: Path, model: type[D]) -> tuple[D, Source]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else None
         raise InputError(name, line, "", error.problem or "is not YAML") from error
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            name, text.count("\n", 0, error.position) + 1, "", f"is not YAML: {error.reason}"
+        ) from error
+    except RecursionError as error:
+        raise InputError(name, None, "", "is nested too deeply") from error
     if not isinstance(data, dict):
         raise InputError(name, 1, "", "must be a mapping of fields")
     try:

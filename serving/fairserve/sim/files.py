@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fairserve.core import (
     ApplicationSettings,
@@ -55,17 +55,20 @@ Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
 Seconds = Annotated[float, Field(ge=1e-3, le=MOST)]
 Many = Annotated[int, Field(ge=1, le=MOST)]
 Length = Annotated[float, Field(ge=0.0, le=dist.MOST_TOKENS)]
+PositiveLength = Annotated[float, Field(gt=0.0, le=dist.MOST_TOKENS)]
 
 
 class LogNormalFields(Document):
-    """exp(N(mu, sigma)) / divide, cut to low..high; `median` may be given instead of mu."""
+    """exp(N(mu, sigma)) / divide, cut to low..high; `median` may be given instead of mu. No draw overflows
+    with these bounds of mu and sigma.
+    """
 
-    mu: float | None = None
-    median: Positive | None = None
-    sigma: NotNegative
+    mu: Annotated[float, Field(ge=-100.0, le=100.0)] | None = None
+    median: PositiveLength | None = None
+    sigma: Annotated[float, Field(ge=0.0, le=20.0)]
     divide: Positive = 1.0
-    low: NotNegative = 0.0
-    high: Positive | None = None
+    low: Length = 0.0
+    high: PositiveLength = dist.MOST_TOKENS
 
     @model_validator(mode="after")
     def _one_middle(self) -> Self:
@@ -73,22 +76,29 @@ class LogNormalFields(Document):
             raise ValueError("one of mu and median is needed")
         return self
 
+    @field_validator("high")
+    @classmethod
+    def _above(cls, high: float, info: ValidationInfo) -> float:
+        if high < info.data.get("low", 0.0):
+            raise ValueError("high must not be below low")
+        return high
+
 
 class GammaFields(Document):
     """Mean and coefficient of variation."""
 
-    mean: Positive
-    cv: NotNegative = 1.0
+    mean: PositiveLength
+    cv: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
 
 
 class DistributionFields(Document):
     """Exactly one of these; a plain number is a constant."""
 
-    constant: NotNegative | None = None
-    uniform: tuple[NotNegative, NotNegative] | None = None
+    constant: Length | None = None
+    uniform: tuple[Length, Length] | None = None
     lognormal: LogNormalFields | None = None
     gamma: GammaFields | None = None
-    choice: dict[NotNegative, Positive] | None = None
+    choice: dict[Length, Annotated[Positive, Field(le=MAX_WEIGHT)]] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -114,8 +124,7 @@ class DistributionFields(Document):
         if self.lognormal is not None:
             fields = self.lognormal
             mu = fields.mu if fields.mu is not None else math.log(fields.median or 1.0)
-            high = fields.high if fields.high is not None else math.inf
-            return dist.LogNormal(mu, fields.sigma, fields.divide, fields.low, high)
+            return dist.LogNormal(mu, fields.sigma, fields.divide, fields.low, fields.high)
         return dist.Constant(self.constant or 0.0)
 
 
@@ -197,8 +206,8 @@ class LimitFields(Document):
 class ProfileFields(Document):
     """A typical call."""
 
-    input_tokens: Annotated[Length, Field(gt=0.0)]
-    output_tokens: Annotated[Length, Field(gt=0.0)]
+    input_tokens: PositiveLength
+    output_tokens: PositiveLength
     system_tokens: Length = 0.0
 
 
@@ -259,7 +268,7 @@ class ArrivalFields(Document):
 
     kind: workload.ArrivalKind = workload.ArrivalKind.POISSON
     rate_per_s: NotNegative = 0.1
-    cv: NotNegative = 1.0
+    cv: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
     start_s: NotNegative = 0.0
     stop_s: Positive | None = None
     think_s: DistributionFields = DistributionFields(uniform=(1.0, 6.0))

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import Field
 
 from fairserve.core import ApplicationSettings, Profile
+from fairserve.sim.distributions import MOST_TOKENS
 from fairserve.sim.documents import Document
 from fairserve.sim.errors import InputError
 from fairserve.sim.workload import Behaviour, CallPlan, Client, InteractionPlan, Workload
@@ -194,6 +195,7 @@ def _tokens(name: str, line: int, field: str, text: str, least: int) -> int:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise InputError(name, line, field, f"must be a whole number from {least} on, not {text!r}")
+    if not least <= value <= MOST_TOKENS:
+        problem = f"must be a whole number within {least}..{MOST_TOKENS}, not {text!r}"
+        raise InputError(name, line, field, problem)
     return value

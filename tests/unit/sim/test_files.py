@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from fairserve.cli import app
 from fairserve.core.catalogue import SCHEDULERS
+from fairserve.sim.distributions import MOST_TOKENS
 from fairserve.sim.errors import InputError
 from fairserve.sim.experiment import experiment
 from fairserve.sim.files import read_scenario
@@ -129,6 +130,31 @@ def test_there_are_shipped_scenarios():
             "greater",
         ),
         ("name: small", "name: [", None, "", ""),
+        ("name: small", "name: small\n[a]: 1", 2, "", "can't name a field"),
+        ("name: small", "name: small\n{a: 1}: 1", 2, "", "can't name a field"),
+        ("name: small", "name: 2026-13-45", 1, "", "month"),
+        ("name: small", "horizon_s: 0x_\nname: small", 1, "", "invalid literal"),
+        ("duration_s: 5", "duration_s: \x00", 2, "", "not YAML"),
+        ("name: small", "name: " + 2000 * "[", None, "", "nested"),
+        ("duration_s: 5", f"duration_s: 1{400 * '0'}", 2, "duration_s", "valid number"),
+        ("sigma: 0.5", "sigma: 1000", 10, "applications.chat.input_tokens.lognormal.sigma", "20"),
+        ("median: 50", "mu: 800", 10, "applications.chat.input_tokens.lognormal.mu", "100"),
+        ("high: 500", "low: 9, high: 5", 10, "applications.chat.input_tokens.lognormal.high", "below low"),
+        ("output_tokens: 5", "output_tokens: 1.0e+30", 11, "applications.chat.output_tokens", "1000000000"),
+        (
+            "output_tokens: 5",
+            "output_tokens: {gamma: {mean: 5, cv: 1.0e+200}}",
+            11,
+            "applications.chat.output_tokens.gamma.cv",
+            "100",
+        ),
+        (
+            "output_tokens: 5",
+            "output_tokens: 5\n    system_tokens: 100000000000000000000",
+            12,
+            "applications.chat.system_tokens",
+            "1000000000",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
@@ -141,6 +167,12 @@ def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
         assert error.line == line
     assert error.field.startswith(field)
     assert problem in str(error)
+
+
+def test_the_widest_lengths_that_are_taken_can_be_drawn(tmp_path):
+    widest = "{lognormal: {mu: 100, sigma: 20, divide: 1.0e-300}}"
+    text = SCENARIO.replace("{lognormal: {median: 50, sigma: 0.5, high: 500}}", widest)
+    assert read(tmp_path, text).settings.applications["chat"].profile.input_tokens == MOST_TOKENS
 
 
 def test_a_missing_file_is_named(tmp_path):

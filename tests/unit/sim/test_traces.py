@@ -59,6 +59,8 @@ def test_profiles_are_means(tmp_path):
         ("output_tokens\n", "output_tokens,price\n", 1, "price", "no such column"),
         (",13,,199", ",-13,,199", 2, "input_tokens", "-13"),
         (",13,,199", ",,,199", 2, "input_tokens", "whole number"),
+        (",13,,199", f",1{26 * '0'},,199", 2, "input_tokens", "1000000000"),
+        (",13,,199", f",13,,1{26 * '0'}", 2, "output_tokens", "1000000000"),
         (",13,,199", ",13,,nan", 2, "output_tokens", "nan"),
         (",13,,199", ",13,14,199", 2, "system_tokens", "more than input_tokens"),
         ("0.5,,,chat,s1,2", "0.4,,,chat,s1,2", 4, "arrival_s", "before the line above"),
