@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from fairserve.core import (
     ApplicationSettings,
@@ -30,7 +30,7 @@ from fairserve.overload.settings import OnStale, OverloadSettings, SignalSetting
 from fairserve.sim import distributions as dist
 from fairserve.sim import paper, workload
 from fairserve.sim.costs import VTC_A10G, StepCost
-from fairserve.sim.documents import Document, Source, read_document, read_with_source
+from fairserve.sim.documents import Document, Number, Source, Whole, read_document, read_with_source
 from fairserve.sim.errors import InputError
 from fairserve.sim.scenario import (
     Balancing,
@@ -46,16 +46,16 @@ from fairserve.sim.scenario import (
 from fairserve.sim.steps import EngineLimits
 from fairserve.sim.traces import TraceOptions, read_trace, trace_workload
 
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[Number, Field(gt=0.0)]
+NotNegative = Annotated[Number, Field(ge=0.0)]
+Share = Annotated[Number, Field(ge=0.0, le=1.0)]
+Count = Annotated[Whole, Field(ge=1)]
 # The core's own bounds, so that what it would refuse has a line.
-Weight = Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
-Seconds = Annotated[float, Field(ge=1e-3, le=MOST)]
-Many = Annotated[int, Field(ge=1, le=MOST)]
-Length = Annotated[float, Field(ge=0.0, le=dist.MOST_TOKENS)]
-PositiveLength = Annotated[float, Field(gt=0.0, le=dist.MOST_TOKENS)]
+Weight = Annotated[Number, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
+Seconds = Annotated[Number, Field(ge=1e-3, le=MOST)]
+Many = Annotated[Whole, Field(ge=1, le=MOST)]
+Length = Annotated[Number, Field(ge=0.0, le=dist.MOST_TOKENS)]
+PositiveLength = Annotated[Number, Field(gt=0.0, le=dist.MOST_TOKENS)]
 
 
 class LogNormalFields(Document):
@@ -63,9 +63,9 @@ class LogNormalFields(Document):
     with these bounds of mu and sigma.
     """
 
-    mu: Annotated[float, Field(ge=-100.0, le=100.0)] | None = None
+    mu: Annotated[Number, Field(ge=-100.0, le=100.0)] | None = None
     median: PositiveLength | None = None
-    sigma: Annotated[float, Field(ge=0.0, le=20.0)]
+    sigma: Annotated[Number, Field(ge=0.0, le=20.0)]
     divide: Positive = 1.0
     low: Length = 0.0
     high: PositiveLength = dist.MOST_TOKENS
@@ -88,7 +88,7 @@ class GammaFields(Document):
     """Mean and coefficient of variation."""
 
     mean: PositiveLength
-    cv: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    cv: Annotated[Number, Field(ge=0.0, le=100.0)] = 1.0
 
 
 class DistributionFields(Document):
@@ -98,16 +98,17 @@ class DistributionFields(Document):
     uniform: tuple[Length, Length] | None = None
     lognormal: LogNormalFields | None = None
     gamma: GammaFields | None = None
-    choice: dict[Length, Annotated[Positive, Field(le=MAX_WEIGHT)]] | None = None
+    choice: Annotated[dict[Length, Weight], Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _number(cls, data: Any) -> Any:
-        return {"constant": data} if isinstance(data, int | float) else data
+        return data if isinstance(data, dict | cls) else {"constant": data}
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
+        given = self.model_fields_set
+        if len(given) != 1 or getattr(self, min(given)) is None:
             raise ValueError("give exactly one of constant, uniform, lognormal, gamma, choice")
         if self.uniform is not None and self.uniform[0] > self.uniform[1]:
             raise ValueError("uniform: the first value is the smaller one")
@@ -126,6 +127,18 @@ class DistributionFields(Document):
             mu = fields.mu if fields.mu is not None else math.log(fields.median or 1.0)
             return dist.LogNormal(mu, fields.sigma, fields.divide, fields.low, fields.high)
         return dist.Constant(self.constant or 0.0)
+
+
+def _counts(fields: DistributionFields) -> DistributionFields:
+    # Tails of the others are cut to 1 when they are drawn; a 0 that somebody wrote is a slip.
+    written = (fields.constant, *(fields.uniform or ()), *(fields.choice or ()))
+    if any(value is not None and round(value) < 1 for value in written):
+        raise ValueError("must be at least 1")
+    return fields
+
+
+#: Of what there is at least one: calls of an interaction, tokens.
+CountFields = Annotated[DistributionFields, AfterValidator(_counts)]
 
 
 class CostFields(Document):
@@ -199,7 +212,7 @@ class EngineFields(Document):
 class LimitFields(Document):
     """An interaction limit."""
 
-    count: Annotated[int, Field(ge=1, le=10**9)]
+    count: Annotated[Whole, Field(ge=1, le=10**9)]
     window_s: Seconds
 
 
@@ -215,15 +228,15 @@ class LearningFields(Document):
     """How a learned profile follows the traffic."""
 
     min_samples: Many = 50
-    max_factor_per_hour: Annotated[float, Field(ge=1.0, le=1e9)] = 4.0
+    max_factor_per_hour: Annotated[Number, Field(ge=1.0, le=1e9)] = 4.0
 
 
 class ApplicationFields(Document):
     """An application: what its calls are like, and what the scheduler is told of it."""
 
-    input_tokens: DistributionFields
-    output_tokens: DistributionFields
-    system_tokens: Annotated[int, Field(ge=0, le=dist.MOST_TOKENS)] = 0
+    input_tokens: CountFields
+    output_tokens: CountFields
+    system_tokens: Annotated[Whole, Field(ge=0, le=dist.MOST_TOKENS)] = 0
     profile: ProfileFields | None = None  #: default: the means of 1,000 drawn calls
     learning: LearningFields | None = None  #: None: the profile stays
     weight: Weight = 1.0
@@ -249,7 +262,7 @@ class TokenWeightFields(Document):
     """Prices."""
 
     input: Weight = 1.0
-    cached: Annotated[float, Field(ge=0.0, le=MAX_WEIGHT)] = 0.1
+    cached: Annotated[Number, Field(ge=0.0, le=MAX_WEIGHT)] = 0.1
     system: Weight = 1.0
     output: Weight = 2.0
 
@@ -260,7 +273,13 @@ class SchedulerFields(Document):
     mode: ThrottlingMode = ThrottlingMode.ENFORCE
     normalisation: Share = 0.8
     token_weights: TokenWeightFields = TokenWeightFields()
-    continuation_head_start: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    continuation_head_start: Annotated[Number, Field(ge=0.0, le=1e6)] = 1.0
+
+
+def _after_start(stop_s: float, info: ValidationInfo) -> float:
+    if stop_s <= info.data.get("start_s", 0.0):
+        raise ValueError("must be after start_s")
+    return stop_s
 
 
 class ArrivalFields(Document):
@@ -268,9 +287,9 @@ class ArrivalFields(Document):
 
     kind: workload.ArrivalKind = workload.ArrivalKind.POISSON
     rate_per_s: NotNegative = 0.1
-    cv: Annotated[float, Field(ge=0.0, le=100.0)] = 1.0
+    cv: Annotated[Number, Field(ge=0.0, le=100.0)] = 1.0
     start_s: NotNegative = 0.0
-    stop_s: Positive | None = None
+    stop_s: Annotated[Positive, AfterValidator(_after_start)] | None = None
     think_s: DistributionFields = DistributionFields(uniform=(1.0, 6.0))
 
 
@@ -278,7 +297,7 @@ class BehaviourFields(Document):
     """How clients behave."""
 
     retry: workload.Retry = workload.Retry.HONOUR
-    max_retries: Annotated[int, Field(ge=0)] = 10
+    max_retries: Annotated[Whole, Field(ge=0)] = 10
     retry_delay_s: Positive = 1.0
     cancel_share: Share = 0.0
     cancel_at: Share = 0.5
@@ -295,7 +314,7 @@ class ClassFields(Document):
     tenant: str
     applications: dict[str, Positive]
     arrivals: ArrivalFields = ArrivalFields()
-    calls: DistributionFields = DistributionFields(constant=1)
+    calls: CountFields = DistributionFields(constant=1)
     gap_s: DistributionFields = DistributionFields(uniform=(1.0, 6.0))
     behaviour: BehaviourFields = BehaviourFields()
     tenant_per_user: bool = False
@@ -328,27 +347,21 @@ class SpanFields(Document):
     """A stretch of time."""
 
     start_s: NotNegative
-    stop_s: Positive
-
-    @model_validator(mode="after")
-    def _forward(self) -> Self:
-        if self.stop_s <= self.start_s:
-            raise ValueError("stop_s must be after start_s")
-        return self
+    stop_s: Annotated[Positive, AfterValidator(_after_start)]
 
 
 class SlowdownFields(SpanFields):
     """An engine takes `factor` times as long."""
 
     factor: Positive
-    pod: Annotated[int, Field(ge=0)] | None = None
+    pod: Annotated[Whole, Field(ge=0)] | None = None
 
 
 class RestartFields(Document):
     """A pod dies and starts again."""
 
     at_s: NotNegative
-    pod: Annotated[int, Field(ge=0)] = 0
+    pod: Annotated[Whole, Field(ge=0)] = 0
     snapshot_age_s: NotNegative = 0.0
 
 

@@ -130,6 +130,57 @@ def test_there_are_shipped_scenarios():
             "greater",
         ),
         ("name: small", "name: [", None, "", ""),
+        ("output_tokens: 5", "output_tokens: true", 11, "applications.chat.output_tokens", "true or false"),
+        (
+            "output_tokens: 5",
+            "output_tokens: {uniform: [true, 2]}",
+            11,
+            "applications.chat.output_tokens.uniform",
+            "true or false",
+        ),
+        (
+            "output_tokens: 5",
+            "output_tokens: {choice: {5: true}}",
+            11,
+            "applications.chat.output_tokens.choice",
+            "true or false",
+        ),
+        ("    users: 2", "    users: true", 14, "classes.0.users", "true or false"),
+        ("{chat: 1}", "{chat: true}", 16, "classes.0.applications.chat", "true or false"),
+        ("name: small", "trace: {rows: true}\nname: small", 1, "trace.rows", "true or false"),
+        ("output_tokens: 5", "output_tokens: null", 11, "applications.chat.output_tokens", "exactly one"),
+        (
+            "output_tokens: 5",
+            "output_tokens: {choice: {}}",
+            11,
+            "applications.chat.output_tokens.choice",
+            "at least 1",
+        ),
+        ("output_tokens: 5", "output_tokens: five", 11, "applications.chat.output_tokens", "not 'five'"),
+        ("output_tokens: 5", "output_tokens: 0", 11, "applications.chat.output_tokens", "at least 1"),
+        ("    users: 2", "    users: 2\n    calls: 0", 15, "classes.0.calls", "at least 1"),
+        ("    users: 2", "    users: 2\n    calls: {uniform: [0, 3]}", 15, "classes.0.calls", "at least 1"),
+        (
+            "    users: 2",
+            "    users: 2\n    calls: {choice: {0: 1, 3: 1}}",
+            15,
+            "classes.0.calls",
+            "at least 1",
+        ),
+        (
+            "{rate_per_s: 1}",
+            "\n      start_s: 3\n      stop_s: 2",
+            19,
+            "classes.0.arrivals.stop_s",
+            "after start_s",
+        ),
+        (
+            "{rate_per_s: 1}",
+            "{}\nfaults:\n  blind:\n    - start_s: 3\n      stop_s: 3",
+            21,
+            "faults.blind.0.stop_s",
+            "after start_s",
+        ),
         ("name: small", "name: small\n[a]: 1", 2, "", "can't name a field"),
         ("name: small", "name: small\n{a: 1}: 1", 2, "", "can't name a field"),
         ("name: small", "name: 2026-13-45", 1, "", "month"),
@@ -183,6 +234,19 @@ def test_a_missing_file_is_named(tmp_path):
 def test_an_unknown_policy_runs_nothing(tmp_path):
     with pytest.raises(ValueError, match="unknown policy 'LIFO': one of FCFS"):
         experiment(read(tmp_path, SCENARIO), ["FCFS", "LIFO"], [1])
+
+
+def test_an_experiment_without_a_policy_is_refused(tmp_path):
+    with pytest.raises(InputError, match="policies: at least one is needed of FCFS"):
+        experiment(read(tmp_path, SCENARIO), [], [1])
+
+
+def test_the_command_refuses_an_empty_policy(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text(SCENARIO)
+    result = CliRunner().invoke(app, ["sim", "run", str(path), "--policy", " ,"])
+    assert result.exit_code == 2
+    assert "error: policies: at least one is needed" in result.output
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path):

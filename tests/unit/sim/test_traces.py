@@ -69,6 +69,8 @@ def test_profiles_are_means(tmp_path):
         ("9.25,t1,ann,chat", "9.25,t1,ann,chess", 5, "application", "unknown application 'chess'"),
         ("9.25,t1,ann,", "9.25,t1,", 5, "", "8 cells"),
         ("s1,1,", "s1,one,", 3, "call", "one"),
+        ("s1,1,", "s1,2,", 4, "call", "2 is not after 2"),
+        ("s1,1,", "s1,3,", 4, "call", "2 is not after 3"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
@@ -79,6 +81,12 @@ def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
     assert raised.value.field == field
     assert problem in str(raised.value)
     assert "t.csv" in str(raised.value)
+
+
+def test_calls_are_numbered_within_their_interaction(tmp_path):
+    rows = "0,,,chat,s1,4,5,,1\n1,,,chat,s2,1,5,,1\n2,,,chat,s1,,5,,1\n3,,,chat,s1,6,5,,1\n"
+    trace = read_trace(write(tmp_path, HEAD + rows))
+    assert [row.call for row in trace.rows] == [4, 1, None, 6]
 
 
 @pytest.mark.parametrize("text", ["", HEAD])
