@@ -573,7 +573,7 @@ def _replay(name: str, trace: Trace, users: int) -> Scenario:
         replace(
             row,
             input_tokens=min(row.input_tokens, most),
-            system_tokens=0,
+            system_tokens=min(row.system_tokens, most),
             output_tokens=min(row.output_tokens, 2000),
         )
         for row in trace.rows

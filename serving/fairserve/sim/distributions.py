@@ -7,6 +7,9 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
+#: More tokens than any call has, in a scenario or a trace.
+MOST_TOKENS = 10**9
+
 
 class Distribution(Protocol):
     """Something that can be drawn."""

@@ -6,11 +6,13 @@ pydantic says which field is wrong and YAML knows on which line it is; here the 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from fairserve.sim.errors import InputError
 
@@ -23,14 +25,38 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return value
+
+
+# YAML's true is Python's 1: as a number it is a slip.
+Number = Annotated[float, BeforeValidator(_no_truth)]
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice; plain YAML keeps the last one."""
+    """Refuses a key that is given twice, of which plain YAML keeps the last one, and says where a value is
+    that can't be read, such as a date that there is not.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.MarkedYAMLError(
+                problem="a list or mapping can't name a field", problem_mark=key_node.start_mark
+            )
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"{key} is given twice", problem_mark=key_node.start_mark)
         seen.add(key)
@@ -40,8 +66,26 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a document came from, for what can only be checked once it is read."""
+
+    name: str
+    tree: Any  #: what YAML composed: it knows the lines
+
+    def error(self, location: tuple[int | str, ...], problem: str) -> InputError:
+        """An error about a field, given by its keys and indices from the top; one not given by its parent."""
+        line, field = _place(self.tree, location)
+        return InputError(self.name, line, field, problem)
+
+
 def read_document(path: Path, model: type[D]) -> D:
     """The file's one document. Raises InputError."""
+    return read_with_source(path, model)[0]
+
+
+def read_with_source(path: Path, model: type[D]) -> tuple[D, Source]:
+    """The file's one document and its source. Raises InputError."""
     name = str(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -55,10 +99,16 @@ def read_document(path: Path, model: type[D]) -> D:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else None
         raise InputError(name, line, "", error.problem or "is not YAML") from error
+    except yaml.reader.ReaderError as error:
+        raise InputError(
+            name, text.count("\n", 0, error.position) + 1, "", f"is not YAML: {error.reason}"
+        ) from error
+    except RecursionError as error:
+        raise InputError(name, None, "", "is nested too deeply") from error
     if not isinstance(data, dict):
         raise InputError(name, 1, "", "must be a mapping of fields")
     try:
-        return model.model_validate(data)
+        return model.model_validate(data), Source(name, tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         line, field = _place(tree, first["loc"])

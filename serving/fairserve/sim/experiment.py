@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairserve.core.catalogue import SCHEDULERS
+from fairserve.sim.errors import InputError
 from fairserve.sim.metrics import Metrics, measure
 from fairserve.sim.recording import Recording
 from fairserve.sim.scenario import Scenario
@@ -80,7 +81,9 @@ def experiment(
     on_progress: OnProgress | None = None,
     schedulers: Mapping[str, SchedulerFactory] = SCHEDULERS,
 ) -> Experiment:
-    """Run all of it. Raises ValueError for an unknown scheduler, before anything runs."""
+    """Run all of it. Raises ValueError for an unknown scheduler or none, before anything runs."""
+    if not policies:
+        raise InputError("policies", None, "", f"at least one is needed of {', '.join(schedulers)}")
     for policy in policies:
         if policy not in schedulers:
             raise ValueError(f"unknown policy {policy!r}: one of {', '.join(schedulers)}")

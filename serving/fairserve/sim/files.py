@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from fairserve.core import (
     ApplicationSettings,
@@ -25,12 +25,12 @@ from fairserve.core import (
     TokenWeights,
 )
 from fairserve.core.errors import SettingsError
-from fairserve.core.settings import Learning, validate
+from fairserve.core.settings import MAX_WEIGHT, MIN_WEIGHT, MOST, Learning, validate
 from fairserve.overload.settings import OnStale, OverloadSettings, SignalSettings
 from fairserve.sim import distributions as dist
 from fairserve.sim import paper, workload
 from fairserve.sim.costs import VTC_A10G, StepCost
-from fairserve.sim.documents import Document, read_document
+from fairserve.sim.documents import Document, Number, Source, Whole, read_document, read_with_source
 from fairserve.sim.errors import InputError
 from fairserve.sim.scenario import (
     Balancing,
@@ -46,21 +46,29 @@ from fairserve.sim.scenario import (
 from fairserve.sim.steps import EngineLimits
 from fairserve.sim.traces import TraceOptions, read_trace, trace_workload
 
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[Number, Field(gt=0.0)]
+NotNegative = Annotated[Number, Field(ge=0.0)]
+Share = Annotated[Number, Field(ge=0.0, le=1.0)]
+Count = Annotated[Whole, Field(ge=1)]
+# The core's own bounds, so that what it would refuse has a line.
+Weight = Annotated[Number, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]
+Seconds = Annotated[Number, Field(ge=1e-3, le=MOST)]
+Many = Annotated[Whole, Field(ge=1, le=MOST)]
+Length = Annotated[Number, Field(ge=0.0, le=dist.MOST_TOKENS)]
+PositiveLength = Annotated[Number, Field(gt=0.0, le=dist.MOST_TOKENS)]
 
 
 class LogNormalFields(Document):
-    """exp(N(mu, sigma)) / divide, cut to low..high; `median` may be given instead of mu."""
+    """exp(N(mu, sigma)) / divide, cut to low..high; `median` may be given instead of mu. No draw overflows
+    with these bounds of mu and sigma.
+    """
 
-    mu: float | None = None
-    median: Positive | None = None
-    sigma: NotNegative
+    mu: Annotated[Number, Field(ge=-100.0, le=100.0)] | None = None
+    median: PositiveLength | None = None
+    sigma: Annotated[Number, Field(ge=0.0, le=20.0)]
     divide: Positive = 1.0
-    low: NotNegative = 0.0
-    high: Positive | None = None
+    low: Length = 0.0
+    high: PositiveLength = dist.MOST_TOKENS
 
     @model_validator(mode="after")
     def _one_middle(self) -> Self:
@@ -68,31 +76,39 @@ class LogNormalFields(Document):
             raise ValueError("one of mu and median is needed")
         return self
 
+    @field_validator("high")
+    @classmethod
+    def _above(cls, high: float, info: ValidationInfo) -> float:
+        if high < info.data.get("low", 0.0):
+            raise ValueError("high must not be below low")
+        return high
+
 
 class GammaFields(Document):
     """Mean and coefficient of variation."""
 
-    mean: Positive
-    cv: NotNegative = 1.0
+    mean: PositiveLength
+    cv: Annotated[Number, Field(ge=0.0, le=100.0)] = 1.0
 
 
 class DistributionFields(Document):
     """Exactly one of these; a plain number is a constant."""
 
-    constant: NotNegative | None = None
-    uniform: tuple[NotNegative, NotNegative] | None = None
+    constant: Length | None = None
+    uniform: tuple[Length, Length] | None = None
     lognormal: LogNormalFields | None = None
     gamma: GammaFields | None = None
-    choice: dict[NotNegative, Positive] | None = None
+    choice: Annotated[dict[Length, Weight], Field(min_length=1)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _number(cls, data: Any) -> Any:
-        return {"constant": data} if isinstance(data, int | float) else data
+        return data if isinstance(data, dict | cls) else {"constant": data}
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
+        given = self.model_fields_set
+        if len(given) != 1 or getattr(self, min(given)) is None:
             raise ValueError("give exactly one of constant, uniform, lognormal, gamma, choice")
         if self.uniform is not None and self.uniform[0] > self.uniform[1]:
             raise ValueError("uniform: the first value is the smaller one")
@@ -109,9 +125,20 @@ class DistributionFields(Document):
         if self.lognormal is not None:
             fields = self.lognormal
             mu = fields.mu if fields.mu is not None else math.log(fields.median or 1.0)
-            high = fields.high if fields.high is not None else math.inf
-            return dist.LogNormal(mu, fields.sigma, fields.divide, fields.low, high)
+            return dist.LogNormal(mu, fields.sigma, fields.divide, fields.low, fields.high)
         return dist.Constant(self.constant or 0.0)
+
+
+def _counts(fields: DistributionFields) -> DistributionFields:
+    # Tails of the others are cut to 1 when they are drawn; a 0 that somebody wrote is a slip.
+    written = (fields.constant, *(fields.uniform or ()), *(fields.choice or ()))
+    if any(value is not None and round(value) < 1 for value in written):
+        raise ValueError("must be at least 1")
+    return fields
+
+
+#: Of what there is at least one: calls of an interaction, tokens.
+CountFields = Annotated[DistributionFields, AfterValidator(_counts)]
 
 
 class CostFields(Document):
@@ -185,59 +212,59 @@ class EngineFields(Document):
 class LimitFields(Document):
     """An interaction limit."""
 
-    count: Count
-    window_s: Positive
+    count: Annotated[Whole, Field(ge=1, le=10**9)]
+    window_s: Seconds
 
 
 class ProfileFields(Document):
     """A typical call."""
 
-    input_tokens: Positive
-    output_tokens: Positive
-    system_tokens: NotNegative = 0.0
+    input_tokens: PositiveLength
+    output_tokens: PositiveLength
+    system_tokens: Length = 0.0
 
 
 class LearningFields(Document):
     """How a learned profile follows the traffic."""
 
-    min_samples: Count = 50
-    max_factor_per_hour: Annotated[float, Field(ge=1.0)] = 4.0
+    min_samples: Many = 50
+    max_factor_per_hour: Annotated[Number, Field(ge=1.0, le=1e9)] = 4.0
 
 
 class ApplicationFields(Document):
     """An application: what its calls are like, and what the scheduler is told of it."""
 
-    input_tokens: DistributionFields
-    output_tokens: DistributionFields
-    system_tokens: Annotated[int, Field(ge=0)] = 0
+    input_tokens: CountFields
+    output_tokens: CountFields
+    system_tokens: Annotated[Whole, Field(ge=0, le=dist.MOST_TOKENS)] = 0
     profile: ProfileFields | None = None  #: default: the means of 1,000 drawn calls
     learning: LearningFields | None = None  #: None: the profile stays
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     per_user: LimitFields | None = None
     per_tenant: LimitFields | None = None
     total: LimitFields | None = None
-    idle_timeout_s: Positive = 300.0
-    max_calls: Count = 100
-    max_duration_s: Positive = 3600.0
+    idle_timeout_s: Annotated[Positive, Field(le=MOST)] = 300.0
+    max_calls: Many = 100
+    max_duration_s: Annotated[Positive, Field(le=MOST)] = 3600.0
 
 
 class TenantFields(Document):
     """A tenant, as the scheduler is told."""
 
-    weight: Positive = 1.0
+    weight: Weight = 1.0
     per_user: LimitFields | None = None
     total: LimitFields | None = None
-    max_requests: Count = 10_000
-    max_wait_s: Positive = 600.0
+    max_requests: Many = 10_000
+    max_wait_s: Seconds = 600.0
 
 
 class TokenWeightFields(Document):
     """Prices."""
 
-    input: NotNegative = 1.0
-    cached: NotNegative = 0.1
-    system: NotNegative = 1.0
-    output: NotNegative = 2.0
+    input: Weight = 1.0
+    cached: Annotated[Number, Field(ge=0.0, le=MAX_WEIGHT)] = 0.1
+    system: Weight = 1.0
+    output: Weight = 2.0
 
 
 class SchedulerFields(Document):
@@ -246,7 +273,13 @@ class SchedulerFields(Document):
     mode: ThrottlingMode = ThrottlingMode.ENFORCE
     normalisation: Share = 0.8
     token_weights: TokenWeightFields = TokenWeightFields()
-    continuation_head_start: NotNegative = 1.0
+    continuation_head_start: Annotated[Number, Field(ge=0.0, le=1e6)] = 1.0
+
+
+def _after_start(stop_s: float, info: ValidationInfo) -> float:
+    if stop_s <= info.data.get("start_s", 0.0):
+        raise ValueError("must be after start_s")
+    return stop_s
 
 
 class ArrivalFields(Document):
@@ -254,9 +287,9 @@ class ArrivalFields(Document):
 
     kind: workload.ArrivalKind = workload.ArrivalKind.POISSON
     rate_per_s: NotNegative = 0.1
-    cv: NotNegative = 1.0
+    cv: Annotated[Number, Field(ge=0.0, le=100.0)] = 1.0
     start_s: NotNegative = 0.0
-    stop_s: Positive | None = None
+    stop_s: Annotated[Positive, AfterValidator(_after_start)] | None = None
     think_s: DistributionFields = DistributionFields(uniform=(1.0, 6.0))
 
 
@@ -264,7 +297,7 @@ class BehaviourFields(Document):
     """How clients behave."""
 
     retry: workload.Retry = workload.Retry.HONOUR
-    max_retries: Annotated[int, Field(ge=0)] = 10
+    max_retries: Annotated[Whole, Field(ge=0)] = 10
     retry_delay_s: Positive = 1.0
     cancel_share: Share = 0.0
     cancel_at: Share = 0.5
@@ -281,7 +314,7 @@ class ClassFields(Document):
     tenant: str
     applications: dict[str, Positive]
     arrivals: ArrivalFields = ArrivalFields()
-    calls: DistributionFields = DistributionFields(constant=1)
+    calls: CountFields = DistributionFields(constant=1)
     gap_s: DistributionFields = DistributionFields(uniform=(1.0, 6.0))
     behaviour: BehaviourFields = BehaviourFields()
     tenant_per_user: bool = False
@@ -314,27 +347,21 @@ class SpanFields(Document):
     """A stretch of time."""
 
     start_s: NotNegative
-    stop_s: Positive
-
-    @model_validator(mode="after")
-    def _forward(self) -> Self:
-        if self.stop_s <= self.start_s:
-            raise ValueError("stop_s must be after start_s")
-        return self
+    stop_s: Annotated[Positive, AfterValidator(_after_start)]
 
 
 class SlowdownFields(SpanFields):
     """An engine takes `factor` times as long."""
 
     factor: Positive
-    pod: Annotated[int, Field(ge=0)] | None = None
+    pod: Annotated[Whole, Field(ge=0)] | None = None
 
 
 class RestartFields(Document):
     """A pod dies and starts again."""
 
     at_s: NotNegative
-    pod: Annotated[int, Field(ge=0)] = 0
+    pod: Annotated[Whole, Field(ge=0)] = 0
     snapshot_age_s: NotNegative = 0.0
 
 
@@ -375,8 +402,8 @@ class ScenarioFile(Document):
 
 def read_scenario(path: Path, trace: Path | None = None) -> Scenario:
     """The scenario of a file; with `trace`, its calls come from there. Raises InputError."""
-    read = read_document(path, ScenarioFile)
-    _check(path, read, trace)
+    read, source = read_with_source(path, ScenarioFile)
+    _check(source, read, trace)
     engines = _engines(path, read.engines)
     applications = {
         name: workload.Application(
@@ -424,33 +451,36 @@ def read_calibration(path: Path) -> CalibrationFile:
     return read_document(path, CalibrationFile)
 
 
-def _check(path: Path, read: ScenarioFile, trace: Path | None) -> None:
+def _check(source: Source, read: ScenarioFile, trace: Path | None) -> None:
     """What one field alone can't tell."""
-    file = str(path)
     sources = [read.paper, bool(read.classes), read.trace is not None or trace is not None]
     if sum(sources) != 1:
-        raise InputError(file, None, "classes", "give exactly one of classes, paper and trace")
+        raise source.error(("classes",), "give exactly one of classes, paper and trace")
     if read.trace is not None and read.trace.file is None and trace is None:
-        raise InputError(file, None, "trace.file", "no trace is given, here or by --trace")
+        raise source.error(("trace", "file"), "no trace is given, here or by --trace")
     for index, users in enumerate(read.classes):
-        where = f"classes.{index}"
-        for name in users.applications:
-            if name not in read.applications:
-                raise InputError(file, None, f"{where}.applications", f"unknown application {name!r}")
-        if not users.applications:
-            raise InputError(file, None, f"{where}.applications", "at least one is needed")
-        label = users.behaviour.labelled_as
-        if label is not None and label not in read.applications:
-            raise InputError(file, None, f"{where}.behaviour.labelled_as", f"unknown application {label!r}")
-        if read.tenants and users.tenant not in read.tenants and not users.tenant_per_user:
-            raise InputError(file, None, f"{where}.tenant", f"unknown tenant {users.tenant!r}")
-    pods = [*(s.pod for s in read.faults.slowdowns if s.pod is not None)]
-    pods += [restart.pod for restart in read.faults.restarts]
-    for pod in pods:
-        if pod >= read.engines.count:
-            raise InputError(
-                file, None, "faults", f"there is no pod {pod}: engines.count is {read.engines.count}"
-            )
+        _check_class(source, read, ("classes", index), users)
+    pods = [(("slowdowns", i), slow.pod) for i, slow in enumerate(read.faults.slowdowns)]
+    pods += [(("restarts", i), restart.pod) for i, restart in enumerate(read.faults.restarts)]
+    for place, pod in pods:
+        if pod is not None and pod >= read.engines.count:
+            problem = f"there is no pod {pod}: engines.count is {read.engines.count}"
+            raise source.error(("faults", *place, "pod"), problem)
+
+
+def _check_class(
+    source: Source, read: ScenarioFile, place: tuple[int | str, ...], users: ClassFields
+) -> None:
+    if not users.applications:
+        raise source.error((*place, "applications"), "at least one is needed")
+    for name in users.applications:
+        if name not in read.applications:
+            raise source.error((*place, "applications", name), f"unknown application {name!r}")
+    label = users.behaviour.labelled_as
+    if label is not None and label not in read.applications:
+        raise source.error((*place, "behaviour", "labelled_as"), f"unknown application {label!r}")
+    if read.tenants and users.tenant not in read.tenants and not users.tenant_per_user:
+        raise source.error((*place, "tenant"), f"unknown tenant {users.tenant!r}")
 
 
 def _engines(path: Path, fields: EngineFields) -> Engines:

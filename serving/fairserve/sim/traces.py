@@ -15,11 +15,13 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from fairserve.core import ApplicationSettings, Profile
-from fairserve.sim.documents import Document
+from fairserve.sim.distributions import MOST_TOKENS
+from fairserve.sim.documents import Document, Number, Whole
 from fairserve.sim.errors import InputError
 from fairserve.sim.workload import Behaviour, CallPlan, Client, InteractionPlan, Workload
 
@@ -40,9 +42,9 @@ class TraceOptions(Document):
     """How a trace is laid out."""
 
     file: str | None = None  #: beside the scenario file; --trace goes before it
-    speed: float = Field(default=1.0, gt=0.0)  #: times as fast as it was recorded
-    users: int = Field(default=100, ge=1)  #: for rows that name none
-    rows: int | None = Field(default=None, ge=1)  #: only the first so many
+    speed: Number = Field(default=1.0, gt=0.0)  #: times as fast as it was recorded
+    users: Whole = Field(default=100, ge=1)  #: for rows that name none
+    rows: Annotated[Whole, Field(ge=1)] | None = None  #: only the first so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Row:
     user: str
     application: str
     interaction: str
+    call: int | None  #: number within the interaction
     input_tokens: int
     system_tokens: int
     output_tokens: int
@@ -87,6 +90,7 @@ def read_trace(path: Path, applications: frozenset[str] | None = None) -> Trace:
     """A trace file; its applications must be among `applications` if given. Raises InputError."""
     name = str(path)
     rows: list[Row] = []
+    numbers: dict[tuple[str, ...], int] = {}
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             reader = csv.reader(stream)
@@ -98,6 +102,7 @@ def read_trace(path: Path, applications: frozenset[str] | None = None) -> Trace:
                     raise InputError(
                         name, reader.line_num, "arrival_s", f"{row.arrival_s:g} is before the line above it"
                     )
+                _check_order(name, reader.line_num, row, numbers)
                 rows.append(row)
     except OSError as error:
         raise InputError(name, None, "", error.strerror or "can't be read") from error
@@ -165,18 +170,31 @@ def _row(name: str, line: int, cells: list[str], applications: frozenset[str] | 
     system_tokens = _tokens(name, line, "system_tokens", system, least=0) if system else 0
     if system_tokens > input_tokens:
         raise InputError(name, line, "system_tokens", f"{system_tokens} is more than input_tokens")
-    if given["call"]:
-        _tokens(name, line, "call", given["call"], least=1)
     return Row(
         arrival_s=_seconds(name, line, given["arrival_s"]),
         tenant=given["tenant"],
         user=given["user"],
         application=application or "trace",
         interaction=given["interaction"],
+        call=_tokens(name, line, "call", given["call"], least=1) if given["call"] else None,
         input_tokens=input_tokens,
         system_tokens=system_tokens,
         output_tokens=max(1, _tokens(name, line, "output_tokens", given["output_tokens"], least=0)),
     )
+
+
+def _check_order(name: str, line: int, row: Row, numbers: dict[tuple[str, ...], int]) -> None:
+    """Calls are sent in the order of their rows: their numbers must say the same. `numbers` has the last
+    one of each interaction.
+    """
+    if row.call is None or not row.interaction:
+        return
+    key = (row.tenant, row.user, row.application, row.interaction)
+    before = numbers.get(key, 0)
+    if row.call <= before:
+        problem = f"{row.call} is not after {before}, the call of this interaction above it"
+        raise InputError(name, line, "call", problem)
+    numbers[key] = row.call
 
 
 def _seconds(name: str, line: int, text: str) -> float:
@@ -194,6 +212,7 @@ def _tokens(name: str, line: int, field: str, text: str, least: int) -> int:
         value = int(text)
     except ValueError:
         value = least - 1
-    if value < least:
-        raise InputError(name, line, field, f"must be a whole number from {least} on, not {text!r}")
+    if not least <= value <= MOST_TOKENS:
+        problem = f"must be a whole number within {least}..{MOST_TOKENS}, not {text!r}"
+        raise InputError(name, line, field, problem)
     return value

@@ -79,6 +79,7 @@ class World:
         overload = scenario.overload
         self._machine = OverloadMachine(overload.settings) if overload is not None else None
         self._readings: deque[tuple[float, dict[str, float]]] = deque()
+        #: By the number of the restart that goes on from it: two of one pod may be taken before either.
         self._snapshots: dict[int, dict[str, Any]] = {}
         self._on_progress: Callable[[float], None] | None = None
 
@@ -321,15 +322,18 @@ class World:
         for slow in faults.slowdowns:
             for when_s in (slow.span.start_s, slow.span.stop_s):
                 self.at(when_s, self._change_pace, None)
-        for restart in faults.restarts:
-            self.at(max(0.0, restart.at_s - restart.snapshot_age_s), self._take_snapshot, restart.pod)
-            self.at(restart.at_s, self._restart, restart.pod)
+        for number, restart in enumerate(faults.restarts):
+            taken_s = max(0.0, restart.at_s - restart.snapshot_age_s)
+            self.at(taken_s, self._take_snapshot, (number, restart.pod))
+            self.at(restart.at_s, self._restart, (number, restart.pod))
 
-    def _take_snapshot(self, pod: int) -> None:
-        self._snapshots[pod] = self.pods[pod].scheduler.snapshot(self.now)
+    def _take_snapshot(self, restart: tuple[int, int]) -> None:
+        number, pod = restart
+        self._snapshots[number] = self.pods[pod].scheduler.snapshot(self.now)
 
-    def _restart(self, pod: int) -> None:
-        self.pods[pod].restart(self._snapshots.pop(pod))
+    def _restart(self, restart: tuple[int, int]) -> None:
+        number, pod = restart
+        self.pods[pod].restart(self._snapshots.pop(number))
 
     def _change_pace(self, _: None) -> None:
         for pod in self.pods:

@@ -59,6 +59,8 @@ def test_profiles_are_means(tmp_path):
         ("output_tokens\n", "output_tokens,price\n", 1, "price", "no such column"),
         (",13,,199", ",-13,,199", 2, "input_tokens", "-13"),
         (",13,,199", ",,,199", 2, "input_tokens", "whole number"),
+        (",13,,199", f",1{26 * '0'},,199", 2, "input_tokens", "1000000000"),
+        (",13,,199", f",13,,1{26 * '0'}", 2, "output_tokens", "1000000000"),
         (",13,,199", ",13,,nan", 2, "output_tokens", "nan"),
         (",13,,199", ",13,14,199", 2, "system_tokens", "more than input_tokens"),
         ("0.5,,,chat,s1,2", "0.4,,,chat,s1,2", 4, "arrival_s", "before the line above"),
@@ -67,6 +69,8 @@ def test_profiles_are_means(tmp_path):
         ("9.25,t1,ann,chat", "9.25,t1,ann,chess", 5, "application", "unknown application 'chess'"),
         ("9.25,t1,ann,", "9.25,t1,", 5, "", "8 cells"),
         ("s1,1,", "s1,one,", 3, "call", "one"),
+        ("s1,1,", "s1,2,", 4, "call", "2 is not after 2"),
+        ("s1,1,", "s1,3,", 4, "call", "2 is not after 3"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
@@ -77,6 +81,12 @@ def test_what_is_wrong_is_named(tmp_path, old, new, line, field, problem):
     assert raised.value.field == field
     assert problem in str(raised.value)
     assert "t.csv" in str(raised.value)
+
+
+def test_calls_are_numbered_within_their_interaction(tmp_path):
+    rows = "0,,,chat,s1,4,5,,1\n1,,,chat,s2,1,5,,1\n2,,,chat,s1,,5,,1\n3,,,chat,s1,6,5,,1\n"
+    trace = read_trace(write(tmp_path, HEAD + rows))
+    assert [row.call for row in trace.rows] == [4, 1, None, 6]
 
 
 @pytest.mark.parametrize("text", ["", HEAD])

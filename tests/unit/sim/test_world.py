@@ -230,6 +230,34 @@ def test_calls_of_a_pod_that_dies_are_sent_again():
     assert any(call.refusals for call in recording.calls), "some were lost with the pod"
 
 
+class Dated:
+    """A scheduler whose snapshots say when they were taken."""
+
+    def __init__(self, scheduler, restored):
+        self._scheduler, self._restored = scheduler, restored
+
+    def __getattr__(self, name):
+        return getattr(self._scheduler, name)
+
+    def snapshot(self, now):
+        return {"taken_s": now, "scheduler": self._scheduler.snapshot(now)}
+
+    def restore(self, data, now):
+        self._restored.append((data["taken_s"], now))
+        self._scheduler.restore(data["scheduler"], now)
+
+
+def test_restarts_of_one_pod_go_on_each_from_its_own_snapshot():
+    restarts = (Restart(10.0, 0, 3.0), Restart(11.0, 0, 3.0), Restart(11.0, 0, 3.0), Restart(12.0, 0, 0.5))
+    restored: list[tuple[float, float]] = []
+    world = scenario(users("a", 4, 2.0), faults=Faults(restarts=restarts))
+    recording = simulate(
+        world, "FairServe", lambda *given: Dated(SCHEDULERS["FairServe"](*given), restored), 1
+    )
+    assert restored == [(7.0, 10.0), (8.0, 11.0), (8.0, 11.0), (11.5, 12.0)]
+    assert {call.fate for call in recording.calls} == {Fate.SERVED}
+
+
 def test_the_horizon_ends_a_run_that_would_not_end():
     recording = run(scenario(users("a", 2, 20.0), horizon_s=10.0))
     assert recording.ended_s <= 10.0
