@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -57,6 +58,7 @@ def run(
             raise InputError(
                 "--policy", None, "", f"unknown policy {unknown[0]!r}: one of {', '.join(SCHEDULERS)}"
             )
+        _check_outputs(json_file, plot_folder)
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -82,6 +84,28 @@ def run(
         Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         return 2
     return 0
+
+
+def _check_outputs(json_file: Path | None, plot_folder: Path | None) -> None:
+    """Raises InputError where a result can't be written: better now than after the run. A file that is there
+    keeps its content, and one that is not is not left behind.
+    """
+    try:
+        if json_file is not None:
+            new = not json_file.exists()
+            with json_file.open("a", encoding="utf-8"):
+                pass
+            if new:
+                json_file.unlink()
+    except OSError as error:
+        raise InputError("--json", None, str(json_file), error.strerror or "can't be written") from error
+    try:
+        if plot_folder is not None:
+            plot_folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=plot_folder):
+                pass
+    except OSError as error:
+        raise InputError("--plot", None, str(plot_folder), error.strerror or "can't be written") from error
 
 
 def _table(result: Experiment) -> Table:

@@ -236,6 +236,22 @@ def test_an_unknown_policy_runs_nothing(tmp_path):
         experiment(read(tmp_path, SCENARIO), ["FCFS", "LIFO"], [1])
 
 
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize("place", ["none/of/these", "file", "file/below"])
+def test_what_cannot_be_written_is_told_before_anything_runs(tmp_path, option, place):
+    if (option, place) == ("--json", "file"):
+        place = "."
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "none").symlink_to(tmp_path / "none")
+    path = tmp_path / "s.yaml"
+    path.write_text(SCENARIO)
+    result = CliRunner().invoke(app, ["sim", "run", str(path), option, str(tmp_path / place)])
+    assert result.exit_code == 2
+    assert f"error: {option}: {tmp_path / place}: " in result.output
+    assert "waiting in" not in result.output, "no table: nothing has been run"
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_an_experiment_without_a_policy_is_refused(tmp_path):
     with pytest.raises(InputError, match="policies: at least one is needed of FCFS"):
         experiment(read(tmp_path, SCENARIO), [], [1])
