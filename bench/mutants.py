@@ -203,6 +203,22 @@ MUTANTS = (
         PROPERTY + "test_core_sharing.py::test_nobody_is_refused_its_max_min_share_of_an_exhausted_limit",
     ),
     Mutant(
+        "others' departures let nobody in",
+        "sharing.py",
+        "self._fewest(tenant, user, min(departures, self.EXACT)) or departures\n",
+        "departures\n",
+        PROPERTY
+        + "test_core_sharing.py::test_a_shared_limit_names_the_first_time_at_which_a_caller_is_admitted",
+    ),
+    Mutant(
+        "Retry-After of a shared limit a departure short",
+        "sharing.py",
+        "        return until(self._log[departures - 1][0] + self.limit.window_s, now)\n",
+        "        return until(self._log[max(0, departures - 2)][0] + self.limit.window_s, now)\n",
+        PROPERTY
+        + "test_core_sharing.py::test_a_shared_limit_names_the_first_time_at_which_a_caller_is_admitted",
+    ),
+    Mutant(
         "many names have many shares of an application",
         "sharing.py",
         "        if not self._tenants.is_above(tenant, self.limit.count):\n            return False\n",
