@@ -289,6 +289,79 @@ MUTANTS = (
         "                if not self._is_over(flow, now):\n",
         UNIT + "test_memory.py::test_a_flow_with_debts_a_window_or_an_open_interaction_is_remembered",
     ),
+    Mutant(
+        "no head start between users of one tenant",
+        "scheduler.py",
+        "self.tenant_settings(name), head_start(self.discipline, self.settings))\n",
+        "self.tenant_settings(name), 0)\n",
+        UNIT + "test_order.py::test_a_continuation_has_its_head_start_between_users_of_one_tenant_too",
+    ),
+    Mutant(
+        "the end of a call is no traffic",
+        "scheduler.py",
+        "        interaction.tokens += tokens\n"
+        "        if now > interaction.touched:\n"
+        "            interaction.touched = now\n",
+        "        interaction.tokens += tokens\n",
+        UNIT + "test_throttle.py::test_the_end_of_a_call_is_traffic",
+    ),
+    Mutant(
+        "a change of settings ranks nobody anew",
+        "scheduler.py",
+        "        self.overflow.forget()\n",
+        "",
+        UNIT + "test_queue_bounds.py::test_a_changed_weight_holds_for_who_is_furthest_over_its_share",
+    ),
+    Mutant(
+        "the mean price counts cancelled calls",
+        "scheduler.py",
+        "            self.traffic.observe(ticket.units / ticket.rate)\n",
+        "        self.traffic.observe(ticket.units / ticket.rate)\n",
+        UNIT + "test_cost.py::test_calls_that_were_cut_short_do_not_cheapen_the_mean",
+    ),
+    Mutant(
+        "a call that left the queue keeps its interaction open",
+        "scheduler.py",
+        "        if ticket.interaction is not None:\n"
+        "            self._left(ticket, ticket.interaction, now, 0)\n",
+        "",
+        UNIT + "test_throttle.py::test_a_call_that_left_the_queue_keeps_no_interaction_open",
+    ),
+    Mutant(
+        "an interaction that got nothing stays",
+        "scheduler.py",
+        "            self.memory.close_interaction(ticket, interaction)\n",
+        "            pass\n",
+        UNIT + "test_throttle.py::test_an_interaction_that_never_got_anything_was_none",
+    ),
+    Mutant(
+        "no amnesty at a change of policy",
+        "scheduler.py",
+        "            self._forgive()\n",
+        "",
+        UNIT + "test_order.py::test_what_waits_at_a_change_of_policy_owes_nothing",
+    ),
+    Mutant(
+        "a tenant's debt is forgotten with its flows",
+        "memory.py",
+        "                and not order.tenant_owes(tenant)\n",
+        "",
+        UNIT + "test_memory.py::test_a_tenant_that_owes_is_remembered_after_its_flows",
+    ),
+    Mutant(
+        "a tenant's call is settled by the weight of now",
+        "scheduler.py",
+        "        weight = ticket.tenant_weight\n",
+        "        weight = tenant.weight\n",
+        UNIT + "test_order.py::test_a_call_is_settled_by_the_weights_at_its_dispatch",
+    ),
+    Mutant(
+        "a user's call is settled by the weight of now",
+        "scheduler.py",
+        "        weight = ticket.application_weight\n",
+        "        weight = ticket.part.application.weight\n",
+        UNIT + "test_order.py::test_a_call_is_settled_by_the_weights_at_its_dispatch",
+    ),
 )
 
 
