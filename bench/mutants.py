@@ -206,6 +206,22 @@ MUTANTS = (
         PROPERTY + "test_core_sharing.py::test_nobody_is_refused_its_max_min_share_of_an_exhausted_limit",
     ),
     Mutant(
+        "others' departures let nobody in",
+        "sharing.py",
+        "self._fewest(tenant, user, min(departures, self.EXACT)) or departures\n",
+        "departures\n",
+        PROPERTY
+        + "test_core_sharing.py::test_a_shared_limit_names_the_first_time_at_which_a_caller_is_admitted",
+    ),
+    Mutant(
+        "Retry-After of a shared limit a departure short",
+        "sharing.py",
+        "        return until(self._log[departures - 1][0] + self.limit.window_s, now)\n",
+        "        return until(self._log[max(0, departures - 2)][0] + self.limit.window_s, now)\n",
+        PROPERTY
+        + "test_core_sharing.py::test_a_shared_limit_names_the_first_time_at_which_a_caller_is_admitted",
+    ),
+    Mutant(
         "many names have many shares of an application",
         "sharing.py",
         "        if not self._tenants.is_above(tenant, self.limit.count):\n            return False\n",
@@ -230,9 +246,37 @@ MUTANTS = (
     Mutant(
         "the loudest user shapes a profile",
         "learning.py",
-        "                median(part.output_tokens for part in users.values()),\n",
-        "                max(part.output_tokens for part in users.values()),\n",
+        "_middle([part.output_tokens for part in users], outputs)",
+        "max([part.output_tokens for part in users])",
         UNIT + "test_learning.py::test_one_user_with_many_calls_shapes_nothing",
+    ),
+    Mutant(
+        "of two the mean shapes a profile",
+        "learning.py",
+        "    return min(max(now, lower), upper)\n",
+        "    return (lower + upper) / 2.0\n",
+        UNIT + "test_learning.py::test_one_of_two_tenants_shapes_nothing",
+    ),
+    Mutant(
+        "one user is enough for a profile",
+        "learning.py",
+        "_FEWEST_USERS: Final = 3\n",
+        "_FEWEST_USERS: Final = 1\n",
+        UNIT + "test_learning.py::test_too_few_users_move_nothing",
+    ),
+    Mutant(
+        "a profile catches up with idle time",
+        "learning.py",
+        "        share = min(elapsed_s, _CATCH_UP_S) / (_HOUR_S + _CATCH_UP_S)\n",
+        "        share = min(elapsed_s, _HOUR_S) / _HOUR_S\n",
+        UNIT + "test_learning.py::test_after_an_idle_hour_no_hour_changes_a_profile_by_more_than_its_factor",
+    ),
+    Mutant(
+        "a restart keeps the samples of nobody",
+        "state.py",
+        "            known.learner.profile = self.learned\n",
+        "            known.learner.profile, known.learner.samples = self.learned, 10**6\n",
+        UNIT + "test_learning.py::test_after_a_restart_a_stranger_shapes_nothing",
     ),
     Mutant(
         "a restart forgets the floor",
@@ -290,6 +334,71 @@ MUTANTS = (
         "            pass\n",
         UNIT
         + "test_throttle.py::test_an_open_interaction_outlives_its_application_and_is_found_by_a_new_one",
+    ),
+    Mutant(
+        "no head start between users of one tenant",
+        "scheduler.py",
+        "self.tenant_settings(name), head_start(self.discipline, self.settings))\n",
+        "self.tenant_settings(name), 0)\n",
+        UNIT + "test_order.py::test_a_continuation_has_its_head_start_between_users_of_one_tenant_too",
+    ),
+    Mutant(
+        "the end of a call is no traffic",
+        "scheduler.py",
+        "        interaction.tokens += tokens\n"
+        "        if now > interaction.touched:\n"
+        "            interaction.touched = now\n",
+        "        interaction.tokens += tokens\n",
+        UNIT + "test_throttle.py::test_the_end_of_a_call_is_traffic",
+    ),
+    Mutant(
+        "a change of settings ranks nobody anew",
+        "scheduler.py",
+        "        self.overflow.forget()\n",
+        "",
+        UNIT + "test_queue_bounds.py::test_a_changed_weight_holds_for_who_is_furthest_over_its_share",
+    ),
+    Mutant(
+        "the mean price counts cancelled calls",
+        "scheduler.py",
+        "            self.traffic.observe(ticket.units / ticket.rate)\n",
+        "        self.traffic.observe(ticket.units / ticket.rate)\n",
+        UNIT + "test_cost.py::test_calls_that_were_cut_short_do_not_cheapen_the_mean",
+    ),
+    Mutant(
+        "a call that left the queue keeps its interaction open",
+        "scheduler.py",
+        "        if ticket.interaction is not None:\n            self._left(ticket.interaction, now, 0)\n",
+        "",
+        UNIT + "test_throttle.py::test_a_call_that_left_the_queue_keeps_no_interaction_open",
+    ),
+    Mutant(
+        "no amnesty at a change of policy",
+        "scheduler.py",
+        "            self._forgive()\n",
+        "",
+        UNIT + "test_order.py::test_what_waits_at_a_change_of_policy_owes_nothing",
+    ),
+    Mutant(
+        "a tenant's debt is forgotten with its flows",
+        "memory.py",
+        "                and not order.tenant_owes(tenant)\n",
+        "",
+        UNIT + "test_memory.py::test_a_tenant_that_owes_is_remembered_after_its_flows",
+    ),
+    Mutant(
+        "a tenant's call is settled by the weight of now",
+        "scheduler.py",
+        "        weight = ticket.tenant_weight\n",
+        "        weight = tenant.weight\n",
+        UNIT + "test_order.py::test_a_call_is_settled_by_the_weights_at_its_dispatch",
+    ),
+    Mutant(
+        "a user's call is settled by the weight of now",
+        "scheduler.py",
+        "        weight = ticket.application_weight\n",
+        "        weight = ticket.part.application.weight\n",
+        UNIT + "test_order.py::test_a_call_is_settled_by_the_weights_at_its_dispatch",
     ),
 )
 

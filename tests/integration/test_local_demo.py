@@ -37,4 +37,5 @@ def test_the_demo_fails_where_the_policy_is_not_fair(tmp_path):
     pool = folder / "pool.yaml"
     pool.write_text(pool.read_text().replace("policy: FairServe", "policy: FCFS"))
     said = run_demo(tmp_path, folder)
-    assert "Failed: Service, A : B" in said
+    failed = next(line for line in said.splitlines() if line.startswith("Failed: "))
+    assert "Service, A : B" in failed

@@ -79,3 +79,41 @@ def test_waiting_until_a_time_reaches_it(at, now):
     assert now + wait_s >= at
     if wait_s:
         assert abs(now + wait_s - at) <= 1e-3
+
+
+admissions = st.lists(
+    st.tuples(st.sampled_from("xyz"), st.sampled_from("uv"), st.integers(0, 8), st.booleans()), max_size=40
+)
+
+
+@given(
+    admissions=admissions, count=st.integers(1, 8), tenant=st.sampled_from("xyz"), user=st.sampled_from("uvw")
+)
+def test_a_shared_limit_names_the_first_time_at_which_a_caller_is_admitted(admissions, count, tenant, user):
+    """Some are admitted beyond their shares, as before overload. Everything happens at whole seconds, so
+    halves of them before the named time see all that may have let the caller in too early.
+    """
+    shared, now = SharedWindow(Limit(count, 60.0)), 0.0
+    for whose, who, pause_s, overloaded in admissions:
+        now += pause_s
+        if not overloaded or not shared.retry_after(whose, who, now):
+            shared.forget(now)
+            shared.admit(whose, who, now)
+    kept = shared.log(now)
+    wait_s = shared.retry_after(tenant, user, now)
+    shared.check()
+    assert shared.log(now) == [entry for entry in kept if entry[0] < 60.0], "being asked changes nothing"
+    for halves in range(int(2.0 * wait_s)):
+        at = now + halves / 2.0
+        assert shared.retry_after(tenant, user, at) == wait_s - halves / 2.0, f"at {at} of {now}"
+    assert shared.retry_after(tenant, user, now + wait_s) == 0.0
+
+
+def test_far_ahead_a_shared_limit_names_no_time_that_is_too_early():
+    shared = SharedWindow(Limit(400, 60.0))
+    for n in range(800):
+        shared.admit("xyz"[n % 3], "uv"[n % 2], n / 100.0)
+    wait_s = shared.retry_after("x", "u", 10.0)
+    shared.check()
+    assert 60.0 + shared.EXACT / 100.0 < 10.0 + wait_s <= 64.01
+    assert shared.retry_after("x", "u", 10.0 + wait_s) == 0.0

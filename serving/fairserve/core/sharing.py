@@ -85,8 +85,10 @@ class SharedWindow:
     #: Admissions are remembered up to this many times the limit: without overload nobody is refused, so
     #: there may be any number in a window.
     MEMORY = 2
-    #: A refusal looks at so many of the oldest admissions for its caller's own: beyond that it may name a
-    #: time later than needed, the one at which there is room for anybody.
+    #: A refusal names its caller's time exactly where that is within this many departures, which bounds
+    #: what a refusal costs. Beyond, it may name a later time than needed: when enough of the caller's own
+    #: have left, looked for among `LOOK`, or when there is room for anybody.
+    EXACT = 128
     LOOK = 512
 
     def __init__(self, limit: Limit) -> None:
@@ -108,37 +110,21 @@ class SharedWindow:
         """Count one interaction. A clock that went back counts it at the newest time known."""
         log = self._log
         log.append((max(now, log[-1][0]) if log else now, tenant, user))
-        self._tenants.add(tenant)
-        users = self._users.get(tenant)
-        if users is None:
-            users = self._users[tenant] = WaterLevel()
-        users.add(user)
+        self._add(tenant, user)
         while len(log) > self.MEMORY * self.limit.count:
             self._drop_oldest()
 
     def retry_after(self, tenant: str, user: str, now: float) -> float:
-        """Seconds until this user may begin an interaction if nobody else does meanwhile; 0 if it may now."""
+        """Seconds until this user may begin an interaction if nobody else does meanwhile; 0 if it may now.
+        Exact up to `EXACT` departures ahead, an upper bound beyond.
+        """
         self.forget(now)
         excess = self._tenants.total - self.limit.count
         if excess < 0 or not self._is_above_share(tenant, user):
             return 0.0
-        # Room comes when enough of all have left, or enough of this tenant's or of this user's: what leaves
-        # only ever raises the shares.
-        free_at = self._log[excess][0]
-        allowed = self._tenants.level(self.limit.count)
-        of_tenant = max(1, self._tenants.counts.get(tenant, 0) + 1 - allowed)
-        users = self._users.get(tenant)
-        of_user = 1
-        if users is not None:
-            of_user = max(1, users.counts.get(user, 0) + 1 - users.level(allowed))
-        for at, whose, who in islice(self._log, min(excess, self.LOOK)):
-            if whose == tenant:
-                of_tenant -= 1
-                of_user -= who == user
-                if not of_tenant or not of_user:
-                    free_at = at
-                    break
-        return until(free_at + self.limit.window_s, now)
+        departures = self._enough(tenant, user, excess)
+        departures = self._fewest(tenant, user, min(departures, self.EXACT)) or departures
+        return until(self._log[departures - 1][0] + self.limit.window_s, now)
 
     def remaining(self, now: float) -> int:
         """Interactions that may begin before the limit is exhausted."""
@@ -171,8 +157,53 @@ class SharedWindow:
         users = self._users.get(tenant)
         return users is None or users.is_above(user, self._tenants.level(self.limit.count))
 
+    def _enough(self, tenant: str, user: str, excess: int) -> int:
+        """After how many departures this user is let in at the latest: when there is room for anybody, or
+        enough of its tenant's or of its own have left. Others' raise the shares, and may let it in before.
+        """
+        allowed = self._tenants.level(self.limit.count)
+        of_tenant = max(1, self._tenants.counts.get(tenant, 0) + 1 - allowed)
+        users = self._users.get(tenant)
+        of_user = 1
+        if users is not None:
+            of_user = max(1, users.counts.get(user, 0) + 1 - users.level(allowed))
+        for number, (_, whose, who) in enumerate(islice(self._log, min(excess, self.LOOK)), 1):
+            if whose == tenant:
+                of_tenant -= 1
+                of_user -= who == user
+                if not of_tenant or not of_user:
+                    return number
+        return excess + 1
+
+    def _fewest(self, tenant: str, user: str, most: int) -> int:
+        """After how many departures this user may begin; 0 if more than `most` are needed. The oldest leave
+        the counts one by one and come back, so that the rule that admits is the one that is asked.
+        """
+        going = list(islice(self._log, most))
+        left = 0
+        is_above = True
+        for _, whose, who in going:
+            self._remove(whose, who)
+            left += 1
+            is_above = self._tenants.total >= self.limit.count and self._is_above_share(tenant, user)
+            if not is_above:
+                break
+        for _, whose, who in going[:left]:
+            self._add(whose, who)
+        return 0 if is_above else left
+
     def _drop_oldest(self) -> None:
         _, tenant, user = self._log.popleft()
+        self._remove(tenant, user)
+
+    def _add(self, tenant: str, user: str) -> None:
+        self._tenants.add(tenant)
+        users = self._users.get(tenant)
+        if users is None:
+            users = self._users[tenant] = WaterLevel()
+        users.add(user)
+
+    def _remove(self, tenant: str, user: str) -> None:
         self._tenants.remove(tenant)
         users = self._users[tenant]
         users.remove(user)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fairserve.core.scheduler import Scheduler
 
 #: Bumped when an older scheduler can't read a snapshot.
-FORMAT = 2
+FORMAT = 3
 
 
 def snapshot(scheduler: Scheduler, now: float) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _application(known: ApplicationState, now: float) -> dict[str, Any]:
         "bytes_per_token": [known.bytes_per_token, known.ratio_samples],
         "learned": None
         if learner is None
-        else [profile.input_tokens, profile.output_tokens, profile.system_tokens, learner.samples],
+        else [profile.input_tokens, profile.output_tokens, profile.system_tokens],
         "window": None if shared is None else [shared.limit.count, shared.limit.window_s, shared.log(now)],
     }
 
@@ -132,7 +132,7 @@ class _Application:
         self.output = (_finite(data["output_tokens"][0]), int(data["output_tokens"][1]))
         self.ratio = (_positive(data["bytes_per_token"][0]), int(data["bytes_per_token"][1]))
         learned = data["learned"]
-        self.learned = None if learned is None else (Profile(*map(_size, learned[:3])), int(learned[3]))
+        self.learned = None if learned is None else Profile(*map(_size, learned))
         window = data["window"]
         self.limit = None if window is None else Limit(_count(window[0]), _positive(window[1]))
         self.log = [] if window is None else [(now - _finite(a), str(t), str(u)) for a, t, u in window[2]]
@@ -141,8 +141,9 @@ class _Application:
         known.output_tokens, known.output_samples = self.output
         known.bytes_per_token, known.ratio_samples = self.ratio
         if known.learner is not None and self.learned is not None:
-            known.learner.profile, known.learner.samples = self.learned
-            known.adopt(known.learner.profile, tariff)
+            # Whose traffic it follows is not kept, so it moves only after as many samples as a new one.
+            known.learner.profile = self.learned
+            known.adopt(self.learned, tariff)
         if self.limit is not None:
             known.shared = SharedWindow(self.limit)
             for at, tenant, user in self.log:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fairserve.core import UNIT, Profile, TokenWeights, Usage
+from fairserve.core import UNIT, Outcome, Profile, TokenWeights, Usage
 from fairserve.core.cost import TrafficMean, price, sane, typical_cost, unit_rate
 
 WEIGHTS = TokenWeights(input=1.0, cached=0.1, system=0.5, output=2.0)
@@ -77,3 +77,16 @@ def test_a_lie_pays_at_least_its_part_of_the_plain_price():
     lie = unit_rate(heavy, mean, share)
     assert lie >= (1.0 - share) * plain
     assert unit_rate(honest, mean, share) / lie <= 1.0 + share / (1.0 - share) * mean / honest + 1e-9
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.FAILED])
+def test_calls_that_were_cut_short_do_not_cheapen_the_mean(make_rig, outcome):
+    """Otherwise who cancels makes everybody else's calls dear."""
+    rig = make_rig(normalisation=0.0)
+    rig.enqueue()
+    rig.serve()
+    for _ in range(20):
+        rig.enqueue()
+        rig.finish(rig.dispatch().call_id, input_tokens=1, output_tokens=0, outcome=outcome)
+    rig.enqueue()
+    assert rig.finish(rig.dispatch().call_id).units == UNIT

@@ -263,3 +263,19 @@ def test_a_body_that_is_mostly_image_teaches_no_absurd_ratio(make_rig):
         rig.enqueue(body_bytes=1_000_000)
         rig.serve()
     assert rig.scheduler.estimate_input("chat", 1_600) == 100
+
+
+def test_a_tenant_that_owes_is_remembered_after_its_flows(make_rig):
+    """Idling is no way to be rid of a debt while others wait with less service."""
+    rig = make_rig(tenant_a={"weight": 1.0, "queue": QueueBounds(max_wait_s=1e6)})
+    rig.enqueue("stranger")
+    running = rig.dispatch()
+    for _ in range(10):
+        rig.enqueue("a")
+    rig.finish(running.call_id, output_tokens=10_000)
+    for second in range(700, 2_000, 100):
+        rig.scheduler.expire(float(second))
+    assert not rig.scheduler.tenant("stranger").flows
+    for _ in range(5):
+        rig.enqueue("stranger", now=2_000.0)
+    assert [rig.owner(rig.dispatch(now=2_000.0)) for _ in range(10)] == ["a"] * 10

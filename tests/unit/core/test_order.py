@@ -358,3 +358,47 @@ def test_a_refund_moves_who_gets_it_forward(make_rig):
     assert [rig.owner(dispatched) for dispatched in others] == ["a"] * 3
     rig.scheduler.finish(dear.call_id, Usage(1, 0), Outcome.CANCELLED, 0.0)
     assert rig.owner(rig.dispatch()) == "b", "what it was charged too much counts no more"
+
+
+def test_a_continuation_has_its_head_start_between_users_of_one_tenant_too(make_rig):
+    rig = make_rig(continuation_head_start=3.0)
+    owner = {}
+
+    def offer(user, **kwargs):
+        owner[rig.enqueue("a", user, **kwargs).call_id] = user
+
+    offer("agent", interaction="i")
+    for _ in range(3):
+        offer("plain")
+    assert owner[rig.serve()] == "agent", "it came first"
+    offer("agent", interaction="i")
+    assert owner[rig.serve()] == "agent", "ahead by its head start"
+
+
+def test_what_waits_at_a_change_of_policy_owes_nothing(make_rig):
+    """Who came first and had nothing yet must not go before all calls of one whom arrival order served."""
+    rig = make_rig(policy=Policy.FCFS, tenant_a={"weight": 1.0})
+    for _ in range(20):
+        rig.enqueue("a")
+        rig.serve()
+    for _ in range(10):
+        rig.enqueue("b")
+        rig.enqueue("a")
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, policy=Policy.FAIRSERVE))
+    assert [rig.owner(rig.dispatch()) for _ in range(10)].count("a") == 5
+
+
+def test_a_call_is_settled_by_the_weights_at_its_dispatch(make_rig):
+    """Otherwise a changed weight leaves what was charged in the counter, or takes back what never was."""
+    rig = make_rig(tenant_a={"weight": 4.0}, application={"weight": 2.0})
+    rig.enqueue("a")
+    dispatched = rig.dispatch()
+    old = rig.scheduler.settings
+    tenants = MappingProxyType({"a": TenantSettings("a", weight=1.0)})
+    applications = MappingProxyType({"chat": dataclasses.replace(old.applications["chat"], weight=1.0)})
+    rig.scheduler.configure(dataclasses.replace(old, tenants=tenants, applications=applications))
+    settled = rig.finish(dispatched.call_id, output_tokens=500)
+    tenant = rig.scheduler.tenant("a")
+    assert settled.units > dispatched.units
+    assert tenant.counter == settled.units // 4
+    assert tenant.flows["u"].counter == settled.units // 2

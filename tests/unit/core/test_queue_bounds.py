@@ -179,3 +179,13 @@ def test_a_call_that_can_never_fit_is_refused_and_evicts_nobody(make_rig, begins
     rig.enqueue(body_bytes=10)
     assert isinstance(rig.enqueue(interaction=None if begins else "agent", body_bytes=5_000), Refused)
     assert rig.scheduler.queued == 1
+
+
+def test_a_changed_weight_holds_for_who_is_furthest_over_its_share(make_rig):
+    rig = make_rig(tenant_a={"weight": 3.0}, queue=TotalBounds(max_requests=8))
+    mine = [rig.enqueue("a").call_id for _ in range(5)]
+    others = [rig.enqueue("b").call_id for _ in range(3)]
+    assert ids(rig.enqueue("c")) == [others[-1]], "three of weight one are more than five of weight three"
+    tenants = MappingProxyType({"a": TenantSettings("a"), "b": TenantSettings("b")})
+    rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, tenants=tenants))
+    assert ids(rig.enqueue("d")) == [mine[-1]]

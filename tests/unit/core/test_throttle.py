@@ -246,3 +246,32 @@ def test_a_changed_limit_keeps_what_was_counted(make_rig):
     assert isinstance(rig.enqueue(), Refused)
     rig.scheduler.configure(dataclasses.replace(rig.scheduler.settings, tenants=MappingProxyType({})))
     assert isinstance(rig.enqueue(), Queued)
+
+
+def test_the_end_of_a_call_is_traffic(make_rig):
+    rig = make_rig(application={"interaction": InteractionRules(idle_timeout_s=5.0)})
+    rig.enqueue(interaction="slow")
+    dispatched = rig.dispatch()
+    rig.finish(dispatched.call_id, now=100.0)
+    assert not rig.enqueue(interaction="slow", now=104.0).begins_interaction
+
+
+def leaves(rig, how, call_id, now=2.0):
+    if how == "cancelled":
+        assert rig.scheduler.cancel(call_id, now)
+    else:
+        assert [evicted.call_id for evicted in rig.scheduler.expire(now)] == [call_id]
+    rig.scheduler.check()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "evicted"])
+def test_a_call_that_left_the_queue_keeps_no_interaction_open(make_rig, how):
+    rules = {"interaction": InteractionRules(idle_timeout_s=5.0)}
+    rig = make_rig(tenant_a={"queue": QueueBounds(max_wait_s=1.0)}, application=rules)
+    rig.enqueue(interaction="i")
+    rig.serve()
+    leaves(rig, how, rig.enqueue(interaction="i").call_id)
+    assert not rig.enqueue(interaction="i", now=6.0).begins_interaction, "its end was traffic"
+    rig.serve(now=6.0)
+    leaves(rig, how, rig.enqueue(interaction="i", now=6.0).call_id, now=7.0)
+    assert rig.enqueue(interaction="i", now=12.1).begins_interaction
