@@ -25,6 +25,7 @@ from fairserve.sim import paper
 from fairserve.sim.costs import VTC_A10G, alone
 from fairserve.sim.experiment import Experiment, Figure
 from fairserve.sim.plots import bars, lines, service_lines
+from fairserve.sim.recording import Transition
 from fairserve.sim.scenario import Scenario
 from fairserve.sim.statistics import mean
 from fairserve.sim.traces import Trace, TraceOptions, read_trace, trace_workload
@@ -139,15 +140,12 @@ def _introduction(report: Report) -> None:
 
 def _oit_alone(report: Report) -> None:
     scenario = scenarios.oit_alone()
-    runs = report.run(scenario, ["OIT"], keep=True, schedulers={"OIT": OIT_ALONE})
-    changes = runs.recordings["OIT"].transitions
+    runs = report.run(scenario, ["OIT"], schedulers={"OIT": OIT_ALONE})
     spike, sustained = scenarios.SPIKE_S, scenarios.SUSTAINED_S
     good = runs.figure("OIT", "good_refused_interactions")
     abusers = runs.of_class("OIT", "abusers", "refused_interactions")
     cut, waste = runs.figure("OIT", "cut_interactions"), runs.figure("OIT", "token_waste")
-    outside = [
-        change for change in changes if change.armed and not sustained[0] <= change.at_s <= sustained[1] + 10
-    ]
+    outside = [armed_outside(changes, sustained) for changes in runs.transitions["OIT"]]
     report.say(
         "## 1. OIT alone",
         "",
@@ -166,14 +164,23 @@ def _oit_alone(report: Report) -> None:
             ],
         ],
     )
-    told = ", ".join(f"{'armed' if c.armed else 'clear'} at {c.at_s:g} s" for c in changes) or "never armed"
+    told = "; ".join(
+        f"seed {seed}: "
+        + (", ".join(f"{'armed' if c.armed else 'clear'} at {c.at_s:g} s" for c in changes) or "never armed")
+        for seed, changes in zip(report.seeds, runs.transitions["OIT"], strict=True)
+    )
     report.say(
-        f"First seed: {told}. Interactions cut after they were admitted: {shown(cut)}; tokens wasted: "
+        f"Overload, {told}. Interactions cut after they were admitted: {shown(cut)}; tokens wasted: "
         f"{shown(waste, 100)} %."
     )
     report.figure("oit_alone.good_refused", good.values, "interactions", exactly(0))
-    report.figure("oit_alone.armed_outside_overload", [len(outside)], "times", exactly(0))
+    report.figure("oit_alone.armed_outside_overload", outside, "times, all seeds", exactly(0))
     report.figure("oit_alone.abusers_refused", abusers.values, "interactions", at_least(1))
+
+
+def armed_outside(changes: Sequence[Transition], sustained: tuple[float, float]) -> int:
+    """How often the pool armed when no overload lasted; within ten seconds after one, waits are still long."""
+    return sum(c.armed and not sustained[0] <= c.at_s <= sustained[1] + 10 for c in changes)
 
 
 def _wsc_alone(report: Report) -> None:
@@ -670,8 +677,32 @@ def _adversaries(report: Report) -> None:
                 ),
             ]
         )
-        report.figure(f"adversary.{attack.name}", gains["FairServe"], f"times, promised {attack.bound}")
+        kept = _of_victims(honest, tried, "FairServe", "service_tokens")
+        unit = f"times, promised {attack.bound}; victims keep {shown(figure_of(kept), 100)} % of their tokens"
+        if attack.most is not None:
+            report.figure(f"adversary.{attack.name}", gains["FairServe"], unit, at_most(attack.most))
+            continue
+        for policy, goal in (("FairServe", at_most(3)), ("FCFS", above(3))):
+            slower = _of_victims(honest, tried, policy, "ttft_p99_s")
+            unit = f"times the victims' p99 time to first token, {policy}"
+            unit += ", a control that must miss" if policy == "FCFS" else ""
+            suffix = "" if policy == "FairServe" else f".{policy}"
+            report.figure(f"adversary.{attack.name}.victims{suffix}", slower, unit, goal)
     report.table(["adversary", "", "promised", *policies], rows)
+    report.say(
+        "Promises leave room for the spread between runs. The canceller's few per cent are the engine's: calls with less "
+        "output are more prompt, and prompts are cheaper for it, so it computes more tokens a second whoever is "
+        "served (FCFS gains as well, and the victims keep theirs); the scheduler charges what was computed. The heavy "
+        "user has whatever the victims leave: they are in closed loops and don't always have calls waiting, so it is "
+        "judged by how long they wait. An endless interaction begins nothing that a limit could refuse, up to maxCalls: "
+        "it gets what it would have without limits, by the same order.",
+    )
+
+
+def _of_victims(honest: Experiment, tried: Experiment, policy: str, name: str) -> list[float]:
+    """A figure of the victims with the trick over the same without it, by seed."""
+    before, after = (runs.of_class(policy, "victims", name).values for runs in (honest, tried))
+    return [b / a for a, b in zip(before, after, strict=True)]
 
 
 def _traces(report: Report, folder: Path | None) -> None:
