@@ -271,10 +271,11 @@ class Service:
 
     def between(self, record: CallRecord, start_s: float, stop_s: float) -> float:
         """Of what was served between two times."""
-        whole = priced(record)
-        if whole <= 0.0:
+        # Most calls have nothing in most windows; nan is a call without a first token.
+        if not record.first_token_s <= stop_s or record.ended_s <= start_s:
             return 0.0
-        return self(record) * (served_until(record, stop_s) - served_until(record, start_s)) / whole
+        served = served_until(record, stop_s) - served_until(record, start_s)
+        return self(record) * served / priced(record) if served > 0.0 else 0.0
 
     def _price(self, record: CallRecord) -> float:
         usage = Usage(
