@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -66,11 +67,32 @@ class Report:
         self.say(f"![{what}]({path.relative_to(self.folder)})")
 
     def figure(
-        self, name: str, measured: Sequence[float] | Figure, unit: str, goal: Goal | None = None
+        self,
+        name: str,
+        measured: Sequence[float] | Figure,
+        unit: str,
+        goal: Goal | None = None,
+        *,
+        judged: bool = True,
     ) -> None:
-        """Record a mean over seeds; its spread is half the width of the 95 % confidence interval."""
+        """Record a mean over seeds; its spread is half the width of the 95 % confidence interval. One that
+        is not judged keeps its goal, which is neither met nor missed: the run says nothing about it.
+        """
         known = measured if isinstance(measured, Figure) else figure_of(measured)
-        self.figures.append(figure(name, known.mean, unit, known.interval, goal))
+        made = figure(name, known.mean, unit, known.interval, goal)
+        self.figures.append(made if judged else replace(made, met=None))
+
+    def worst_gap(self, name: str, gaps: Sequence[float], pairs: float, goal: Goal, of: str = "") -> None:
+        """Record the largest of some service gaps over the bound; without pairs it is not measured."""
+        known = [gap for gap in gaps if math.isfinite(gap)]
+        count = f"{pairs:,.0f} pairs" if known else "no pairs: not measured"
+        unit = f"of the bound, worst of {count}{of}"
+        self.figure(name, [max(known, default=math.nan)], unit, goal, judged=bool(known))
+
+
+def above(least: float) -> Goal:
+    """More than that: what a control that must fail has to reach."""
+    return Goal(f"> {least:g}", lambda value: value > least)
 
 
 def figure_of(values: Sequence[float]) -> Figure:

@@ -25,9 +25,9 @@ def measured(scenario: Scenario, *policies: str) -> Experiment:
 
 def share_deviation(runs: Experiment, policy: str, weights: dict[str, float]) -> float:
     """The largest relative deviation of a tenant's share of service from its weight's."""
-    charged = {name: runs.of_class(policy, name, "charged").mean for name in weights}
-    total, whole = sum(charged.values()), sum(weights.values())
-    return max(abs(charged[name] / total / (weight / whole) - 1) for name, weight in weights.items())
+    served = {name: runs.of_class(policy, name, "service").mean for name in weights}
+    total, whole = sum(served.values()), sum(weights.values())
+    return max(abs(served[name] / total / (weight / whole) - 1) for name, weight in weights.items())
 
 
 WEIGHTS = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
@@ -35,17 +35,21 @@ WEIGHTS = {"a": 1.0, "b": 2.0, "c": 4.0, "d": 8.0}
 
 @pytest.fixture(scope="module")
 def weighted() -> Experiment:
-    return measured(scenarios.weighted(WEIGHTS, ("chat", "code", "rag", "story")), "FCFS", "W")
+    return measured(scenarios.weighted(WEIGHTS, ("chat", "code", "rag", "story")), "FCFS", "VTC", "W")
 
 
 def test_shares_follow_the_weights(weighted):
     deviation = share_deviation(weighted, "W", WEIGHTS)
-    assert deviation < 0.20, "measured 0.14"
+    assert deviation < 0.03, "measured 0.02"
     assert weighted.figure("W", "waiting_in_scheduler_p50").mean > 50, "the backlog is in the scheduler"
 
 
 def test_first_come_first_served_fails_the_shares(weighted):
-    assert share_deviation(weighted, "FCFS", WEIGHTS) > 0.5, "measured 2.6: the lightest gets most"
+    assert share_deviation(weighted, "FCFS", WEIGHTS) > 0.5, "measured 2.2: the lightest gets most"
+
+
+def test_a_plain_token_counter_fails_the_shares_of_unlike_applications(weighted):
+    assert share_deviation(weighted, "VTC", WEIGHTS) > 0.5, "measured 1.6: it keeps tokens even"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,13 @@ def test_the_service_gap_of_backlogged_users_is_within_the_bound(weighted):
     )
     fair, fcfs = (weighted.figure(policy, "service_gap").mean for policy in ("W", "FCFS"))
     assert fcfs > 3 * fair, "first come, first served is the negative control"
+
+
+def test_the_bound_is_broken_by_first_come_first_served_and_kept_by_counters():
+    runs = measured(scenarios.greedy(), "FCFS", "W")
+    assert runs.figure("W", "compared_pairs").mean > 500, "measured 1,060"
+    assert runs.figure("W", "gap_over_bound").mean <= 1.0, "measured 0.06"
+    assert runs.figure("FCFS", "gap_over_bound").mean > 5.0, "measured 16: the negative control"
 
 
 def test_good_users_wait_little_beside_loud_ones():

@@ -14,7 +14,7 @@ from typing import Any
 from fairserve.core.catalogue import SCHEDULERS
 from fairserve.sim.errors import InputError
 from fairserve.sim.metrics import Metrics, measure
-from fairserve.sim.recording import Recording
+from fairserve.sim.recording import Recording, Transition
 from fairserve.sim.scenario import Scenario
 from fairserve.sim.statistics import interval95, mean
 from fairserve.sim.world import SchedulerFactory, simulate
@@ -41,6 +41,8 @@ class Experiment:
     measured: dict[str, list[Metrics]] = field(default_factory=dict)
     #: Of the first seed, for plots; only where they were asked for.
     recordings: dict[str, Recording] = field(default_factory=dict)
+    #: When the pool became overloaded or clear, by scheduler and seed.
+    transitions: dict[str, list[tuple[Transition, ...]]] = field(default_factory=dict)
 
     def figure(self, policy: str, name: str) -> Figure:
         """One figure of a scheduler."""
@@ -98,6 +100,7 @@ def experiment(
 
             recording = simulate(scenario, policy, schedulers[policy], seed, hear)
             result.measured.setdefault(policy, []).append(measure(scenario, recording))
+            result.transitions.setdefault(policy, []).append(tuple(recording.transitions))
             if keep and seed == seeds[0]:
                 result.recordings[policy] = recording
             done += 1

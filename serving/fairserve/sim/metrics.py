@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fairserve.core import Settings, TokenWeights
-from fairserve.core.cost import typical_cost
+from fairserve.core import UNIT, Settings, TokenWeights, Usage
+from fairserve.core.cost import price, typical_cost, unit_rate
 from fairserve.sim.costs import Alone, alone
 from fairserve.sim.recording import CallRecord, Fate, InteractionRecord, Recording
 from fairserve.sim.scenario import Scenario
@@ -39,6 +39,7 @@ class Metrics:
 def measure(scenario: Scenario, recording: Recording) -> Metrics:
     """All figures of a run."""
     solo = _Solo(scenario)
+    service = Service(scenario.settings, recording)
     figures = {
         **_delays(recording.calls, solo),
         **_throughput(recording),
@@ -46,7 +47,7 @@ def measure(scenario: Scenario, recording: Recording) -> Metrics:
         "within_limits_served": _within_limits_served(scenario.settings, recording.interactions),
         **_order(recording),
         **_service(recording),
-        **_bound(scenario.settings, scenario.engines.limits.kv_tokens, recording),
+        **_bound(scenario.settings, scenario.engines.limits.kv_tokens, recording, service),
         "refused_attempts": float(recording.refused_attempts),
         "preemptions": float(recording.preemptions),
         "armed_share": _armed_share(recording),
@@ -64,6 +65,7 @@ def measure(scenario: Scenario, recording: Recording) -> Metrics:
             **_delays(calls, solo),
             **_interactions(interactions),
             "service_tokens": sum(priced(record) for record in calls),
+            "service": sum(service(record) for record in calls),
             "charged": sum(record.charged for record in calls),
             "output_tokens": float(sum(record.output_tokens for record in calls)),
         }
@@ -230,17 +232,56 @@ def _shares_until(record: CallRecord, at_s: float) -> tuple[float, float]:
     """
     if math.isnan(record.first_token_s) or record.first_token_s > at_s:
         return 0.0, 0.0
-    if record.ended_s <= at_s:
+    last_s = record.counted_s if math.isnan(record.ended_s) else record.ended_s
+    if last_s <= at_s:
         return 1.0, 1.0
-    if math.isnan(record.ended_s):
+    if math.isnan(last_s):
         return 1.0, 0.0
-    return 1.0, (at_s - record.first_token_s) / (record.ended_s - record.first_token_s)
+    return 1.0, (at_s - record.first_token_s) / (last_s - record.first_token_s)
 
 
 def served_until(record: CallRecord, at_s: float) -> float:
     """VTC's cost of what a call had been given by then, in tokens."""
     input_share, output_share = _shares_until(record, at_s)
     return input_share * record.input_tokens + output_share * _VTC_OUTPUT * record.output_tokens
+
+
+class Service:
+    """N(r) of what was computed for a call, with the λ and the profiles of the scenario's settings.
+
+    It is one unit for all schedulers, whatever each of them charges. w̄ is the mean price of the run's
+    ended calls, and a call is of the application that it really has.
+    """
+
+    def __init__(self, settings: Settings, recording: Recording) -> None:
+        self._tokens = settings.tokens
+        ended = [r for r in recording.calls if r.fate in (Fate.SERVED, Fate.CANCELLED)]
+        prices = [max(1.0, self._price(record)) for record in ended]
+        share, average = settings.normalisation, mean(prices) if prices else 1.0
+        self._rates = {
+            name: unit_rate(typical_cost(application.profile, settings.tokens), average, share) / UNIT
+            for name, application in settings.applications.items()
+        }
+        other = typical_cost(settings.default_application.profile, settings.tokens)
+        self._other = unit_rate(other, average, share) / UNIT
+
+    def __call__(self, record: CallRecord) -> float:
+        """Of the whole call, or of what it had when the run ended."""
+        return self._price(record) * self._rates.get(record.plan.application, self._other)
+
+    def between(self, record: CallRecord, start_s: float, stop_s: float) -> float:
+        """Of what was served between two times."""
+        # Most calls have nothing in most windows; nan is a call without a first token.
+        if not record.first_token_s <= stop_s or record.ended_s <= start_s:
+            return 0.0
+        served = served_until(record, stop_s) - served_until(record, start_s)
+        return self(record) * served / priced(record) if served > 0.0 else 0.0
+
+    def _price(self, record: CallRecord) -> float:
+        usage = Usage(
+            record.input_tokens, record.output_tokens, min(record.cached_tokens, record.input_tokens)
+        )
+        return price(usage, record.plan.system_tokens, self._tokens)
 
 
 def _windows(recording: Recording, length_s: float = WINDOW_S) -> list[tuple[float, float]]:
@@ -289,10 +330,10 @@ def _service(recording: Recording) -> dict[str, float]:
     }
 
 
-def _bound(settings: Settings, kv_tokens: int, recording: Recording) -> dict[str, float]:
+def _bound(settings: Settings, kv_tokens: int, recording: Recording, service: Service) -> dict[str, float]:
     """The largest difference of normalised service between two that had calls waiting throughout a window, of
-    tenants and of users of one tenant, over the core's bound 2·U + Δ. `compared` says how many pairs there
-    were: without any the figure says nothing.
+    tenants and of users of one tenant, over the core's bound 2·U + Δ. Without any such pair there is
+    nothing to compare.
     """
     longest = max((record.plan.input_tokens for record in recording.calls), default=0)
     unit = bound_unit(settings, longest, kv_tokens)
@@ -308,7 +349,8 @@ def _bound(settings: Settings, kv_tokens: int, recording: Recording) -> dict[str
             for length_s in _BOUND_WINDOWS_S:
                 for start_s, stop_s in _windows(recording, length_s):
                     got = [
-                        sum(_normalised(record, start_s, stop_s) for record in member.calls) / member.weight
+                        sum(service.between(record, start_s, stop_s) for record in member.calls)
+                        / member.weight
                         for member in members
                         if any(a <= start_s and stop_s <= b for a, b in member.waits)
                     ]
@@ -318,8 +360,8 @@ def _bound(settings: Settings, kv_tokens: int, recording: Recording) -> dict[str
                         over = max(over, (max(got) - min(got)) / bound)
     return {
         "bound": 2.0 * unit + settings.continuation_head_start,
-        "service_gap": worst,
-        "gap_over_bound": over,
+        "service_gap": worst if compared else math.nan,
+        "gap_over_bound": over if compared else math.nan,
         "compared_pairs": float(compared),
     }
 
@@ -359,13 +401,6 @@ def _waits(calls: Iterable[CallRecord]) -> list[tuple[float, float]]:
         else:
             merged.append((start_s, stop_s))
     return merged
-
-
-def _normalised(record: CallRecord, start_s: float, stop_s: float) -> float:
-    whole = priced(record)
-    if whole <= 0.0 or math.isnan(record.ended_s):
-        return 0.0
-    return record.charged * (served_until(record, stop_s) - served_until(record, start_s)) / whole
 
 
 def bound_unit(settings: Settings, longest_input: int, kv_tokens: int) -> float:

@@ -83,6 +83,11 @@ def calls_by_user(rng: random.Random) -> list[int]:
     return top + sorted(body, reverse=True)
 
 
+def is_top(user: str) -> bool:
+    """Whether a user of the workload is one of the top ones."""
+    return int(user.removeprefix("user-")) < TOP_USERS
+
+
 def draw(seed: int, seconds: float = SECONDS) -> Workload:
     """The workload for a seed."""
     rng = random.Random(f"{seed}/paper")

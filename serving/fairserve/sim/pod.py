@@ -264,9 +264,16 @@ class Pod:
         self._world.ended(record)
 
     def close(self) -> None:
-        """The run is over: note what calls that run have been charged so far."""
+        """The run is over: note what calls that run have been given and charged so far."""
+        self.settle_steps()
         for call_id, ticket in self.scheduler.running_calls().items():
-            self.running[call_id].charged = ticket.units / UNIT
+            record = self.running[call_id]
+            record.charged, record.counted_s = ticket.units / UNIT, self._world.now
+            if call_id in self._finished:
+                record.input_tokens, record.output_tokens = record.plan.input_tokens, record.target_tokens
+            elif self.engine.started(call_id):
+                record.input_tokens = record.plan.input_tokens
+                record.output_tokens = self.engine.output_tokens(call_id)
 
     def _evict(self, decision: Queued) -> None:
         for lost in decision.evicted:

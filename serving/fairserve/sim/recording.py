@@ -67,6 +67,7 @@ class CallRecord:
     predicted_tokens: int = 0
     first_token_s: float = NEVER
     ended_s: float = NEVER
+    counted_s: float = NEVER  #: when its tokens were counted, if it still ran at the end of the run
     input_tokens: int = 0  #: computed, cached ones included
     output_tokens: int = 0
     charged: float = 0.0  #: normalised cost: settled, or so far of a call that runs at the end

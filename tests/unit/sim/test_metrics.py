@@ -153,6 +153,52 @@ def test_the_bound_is_that_of_the_core():
     assert figures["bound"] == pytest.approx(2 * 2 * 4096 / typical + 3.0)
 
 
+def test_service_is_in_one_unit_whatever_was_charged():
+    settings = replace(WORLD.settings, normalisation=0.8)
+    world = replace(WORLD, settings=settings)
+    profile = settings.applications["chat"].profile
+    typical = (profile.input_tokens - 32) + 32 + 2 * profile.output_tokens
+    calls = [
+        call(1, client("a"), 0.0, 0.0, 1.0, 2.0, (100, 10)),  # 120 priced tokens
+        call(2, client("b"), 0.0, 0.0, 1.0, 2.0, (300, 30)),  # 360: their mean is 240
+    ]
+    service = measure(world, recording(*calls)).classes["a"]["service"]
+    assert service == pytest.approx(480 * (0.8 / typical + 0.2 / 240))
+    calls[0].charged = 50.0
+    assert measure(world, recording(*calls)).classes["a"]["service"] == service
+
+
+def test_cached_tokens_are_cheaper_service():
+    made = call(1, client("a"), 0.0, 0.0, 1.0, 2.0, (100, 10))
+    whole = measure(WORLD, recording(made)).classes["a"]["service"]
+    made.cached_tokens = 50
+    assert measure(WORLD, recording(made)).classes["a"]["service"] < whole
+
+
+def backlogged(number: int, user: str, tokens: tuple[int, int] = (100, 10)) -> list[CallRecord]:
+    """A call that is served within the first 10 s, and one that waits all that time."""
+    who = client(user)
+    return [
+        call(number, who, 0.0, 0.0, 1.0, 9.0, tokens),
+        call(number + 1, who, 0.0, 12.0, 13.0, 14.0),
+    ]
+
+
+def test_the_gap_is_of_service_not_of_charges():
+    calls = backlogged(1, "a", (1000, 10)) + backlogged(3, "b")
+    figures = measure(WORLD, recording(*calls)).figures
+    assert figures["compared_pairs"] == 1.0
+    assert figures["service_gap"] > 0.0, "both are charged 1, but a had ten times the tokens"
+    assert figures["gap_over_bound"] == pytest.approx(figures["service_gap"] / figures["bound"])
+
+
+def test_a_gap_that_nobody_was_backlogged_for_has_no_value():
+    figures = measure(WORLD, recording(call(1, client("a"), 0.0, 0.0, 1.0, 2.0))).figures
+    assert figures["compared_pairs"] == 0.0
+    assert math.isnan(figures["gap_over_bound"])
+    assert math.isnan(figures["service_gap"])
+
+
 def test_percentiles():
     assert statistics.percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.5
     assert statistics.percentile([5.0], 0.99) == 5.0

@@ -147,6 +147,16 @@ def test_a_canceller_is_charged_for_what_was_computed():
     assert measure(scenario(impatient), recording).figures["token_waste"] == 0.0, "its client's own choice"
 
 
+def test_a_call_that_runs_at_the_end_counts_with_what_it_has():
+    recording = run(scenario(closed("a", 6), horizon_s=10.0))
+    running = [c for c in recording.calls if c.fate is Fate.OPEN and not math.isnan(c.first_token_s)]
+    assert running
+    for call in running:
+        assert call.input_tokens == call.plan.input_tokens
+        assert 0 < call.output_tokens <= call.plan.output_tokens
+    assert any(call.output_tokens < call.plan.output_tokens for call in running)
+
+
 def test_patience_ends_waiting_calls_and_running_ones():
     hurried = users("a", 4, 6.0, behaviour=Behaviour(patience_s=0.3))
     world = scenario(hurried)
