@@ -37,6 +37,9 @@ def run_load():
             load.start(classes)
             await story(load)
             await load.stop(drain_s=60.0)
+        for record in load.records:
+            if not (record.completed or record.refused or record.error == "cancelled"):
+                print(f"failed: {record}")
         return {
             each.name: summarise(record for record in load.records if record.client_class == each.name)
             for each in classes
