@@ -712,7 +712,7 @@ def _traces(report: Report, folder: Path | None) -> None:
         return
     policies = ("FCFS", "VTC", "FairServe")
     report.say(
-        "Arrival times and lengths are the traces'. Where they name no users, 100 are laid over the calls by a "
+        "Arrival times and lengths are the traces', cut to what the engine takes. Where they name no users, 100 are laid over the calls by a "
         "seeded generator, the n-th 1/n as often as the first; the speed of replay makes the load about 1.2."
     )
     rows = []
