@@ -201,8 +201,8 @@ MUTANTS = (
     Mutant(
         "an exhausted application refuses the innocent",
         "sharing.py",
-        "        if excess < 0 or not self._is_above_share(tenant, user):\n",
-        "        if excess < 0:\n",
+        "self._tenants.total < self.limit.count or not self._is_above_share(tenant, user)\n",
+        "self._tenants.total < self.limit.count\n",
         PROPERTY + "test_core_sharing.py::test_nobody_is_refused_its_max_min_share_of_an_exhausted_limit",
     ),
     Mutant(

@@ -45,14 +45,17 @@ def engine(speed: float, limits: EngineLimits = LIMITS) -> Engines:
     return Engines(limits=limits, cost=StepCost(0.0, 1.0 / speed), max_window=limits.max_num_seqs)
 
 
+def armed_by_wait(threshold_s: float, *, clear_s: float, for_s: float, hold_down_s: float) -> Overload:
+    """Overload by the oldest wait in the scheduler alone."""
+    signal = SignalSettings(
+        Signal.QUEUE_WAIT.value, threshold=threshold_s, clear_threshold=clear_s, for_s=for_s
+    )
+    return Overload(OverloadSettings(signals=(signal,), hold_down_s=hold_down_s))
+
+
 #: Arms when a call waits as long as makes its user a delayed one, and holds for one window of the limits: if
 #: it cleared earlier, whoever was refused would come back into windows that have not moved yet.
-PROMPT = Overload(
-    OverloadSettings(
-        signals=(SignalSettings(Signal.QUEUE_WAIT.value, threshold=1.0, clear_threshold=0.5, for_s=1.0),),
-        hold_down_s=60.0,
-    )
-)
+PROMPT = armed_by_wait(1.0, clear_s=0.5, for_s=1.0, hold_down_s=60.0)
 
 
 def paper_workload(load: float, limit: int) -> Scenario:
@@ -140,12 +143,7 @@ def world(
 
 
 #: Arms after 5 s of waits over 2 s: a spike is over by then.
-SUSTAINED = Overload(
-    OverloadSettings(
-        signals=(SignalSettings(Signal.QUEUE_WAIT.value, threshold=2.0, clear_threshold=1.0, for_s=5.0),),
-        hold_down_s=10.0,
-    )
-)
+SUSTAINED = armed_by_wait(2.0, clear_s=1.0, for_s=5.0, hold_down_s=10.0)
 SPIKE_S, SUSTAINED_S, END_S = (20.0, 22.0), (60.0, 120.0), 150.0
 
 
@@ -391,12 +389,7 @@ def attacks() -> tuple[Attack, ...]:
 
 
 #: Arms within a second or two of a queue and stays armed: for a flood that doesn't end.
-VIGILANT = Overload(
-    OverloadSettings(
-        signals=(SignalSettings(Signal.QUEUE_WAIT.value, threshold=1.0, clear_threshold=0.5, for_s=1.0),),
-        hold_down_s=300.0,
-    )
-)
+VIGILANT = armed_by_wait(1.0, clear_s=0.5, for_s=1.0, hold_down_s=300.0)
 
 
 #: What OIT lets each of the flood's users begin while the pool is overloaded: the same rate, in long and in

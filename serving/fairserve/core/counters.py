@@ -63,9 +63,6 @@ class CounterQueue(Generic[M]):
         #: The member that left last: its counter is the floor while nobody waits.
         self._last: M | None = None
 
-    def __len__(self) -> int:
-        return self._size
-
     def enter(self, member: M) -> None:
         """Let a member in that has become active, and lift it: its counter becomes at least the floor, so
         that no credit is saved by idling.

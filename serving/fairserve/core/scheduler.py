@@ -30,7 +30,7 @@ from fairserve.core.calls import (
     ThrottlingMode,
     Usage,
 )
-from fairserve.core.cost import MOST_TOKENS, TrafficMean, plain_price, price, sane
+from fairserve.core.cost import MOST_TOKENS, TrafficMean, plain_price, price, sane, unit_rate
 from fairserve.core.disciplines import OFFERED, Discipline, Throttling
 from fairserve.core.errors import CallError, SnapshotError, TimeError, UnknownCallError
 from fairserve.core.flows import GONE, RUNS, WAITS, Backlog, Flow, Part, TenantQueue, Ticket
@@ -185,10 +185,9 @@ class Scheduler:
         backlog.take(ticket, RUNS)
         if not flow.waiting:
             self.order.left(flow)
-        typical = application.typical
         predicted = application.predict(ticket) if self._predicts else 0
         ticket.tariff = tariff
-        ticket.rate = rate = UNIT * (self._share / typical + (1.0 - self._share) / self.traffic.value)
+        ticket.rate = rate = unit_rate(application.typical, self.traffic.value, self._share)
         ticket.tenant_weight = tenant_weight = tenant.weight
         ticket.application_weight = application_weight = application.weight
         ticket.charged_output = predicted

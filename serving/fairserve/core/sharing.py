@@ -118,13 +118,16 @@ class SharedWindow:
         """Seconds until this user may begin an interaction if nobody else does meanwhile; 0 if it may now.
         Exact up to `EXACT` departures ahead, an upper bound beyond.
         """
-        self.forget(now)
-        excess = self._tenants.total - self.limit.count
-        if excess < 0 or not self._is_above_share(tenant, user):
+        if self.may_begin(tenant, user, now):
             return 0.0
-        departures = self._enough(tenant, user, excess)
+        departures = self._enough(tenant, user, self._tenants.total - self.limit.count)
         departures = self._fewest(tenant, user, min(departures, self.EXACT)) or departures
         return until(self._log[departures - 1][0] + self.limit.window_s, now)
+
+    def may_begin(self, tenant: str, user: str, now: float) -> bool:
+        """Whether this user may begin an interaction now."""
+        self.forget(now)
+        return self._lets_in(tenant, user)
 
     def remaining(self, now: float) -> int:
         """Interactions that may begin before the limit is exhausted."""
@@ -150,6 +153,9 @@ class SharedWindow:
         assert self._tenants.total == len(self._log), "an application's admissions are off"
         for tenant, users in self._users.items():
             assert users.total == self._tenants.counts[tenant], f"{tenant}: admissions by user are off"
+
+    def _lets_in(self, tenant: str, user: str) -> bool:
+        return self._tenants.total < self.limit.count or not self._is_above_share(tenant, user)
 
     def _is_above_share(self, tenant: str, user: str) -> bool:
         if not self._tenants.is_above(tenant, self.limit.count):
@@ -181,16 +187,16 @@ class SharedWindow:
         """
         going = list(islice(self._log, most))
         left = 0
-        is_above = True
+        let_in = False
         for _, whose, who in going:
             self._remove(whose, who)
             left += 1
-            is_above = self._tenants.total >= self.limit.count and self._is_above_share(tenant, user)
-            if not is_above:
+            let_in = self._lets_in(tenant, user)
+            if let_in:
                 break
         for _, whose, who in going[:left]:
             self._add(whose, who)
-        return 0 if is_above else left
+        return left if let_in else 0
 
     def _drop_oldest(self) -> None:
         _, tenant, user = self._log.popleft()

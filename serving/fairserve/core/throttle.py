@@ -38,7 +38,7 @@ class _Share:
 
     def remaining(self, now: float) -> int:
         remaining = self._shared.remaining(now)
-        return remaining or int(self._shared.retry_after(self._tenant, self._user, now) == 0.0)
+        return remaining or int(self._shared.may_begin(self._tenant, self._user, now))
 
     def reset_s(self, now: float) -> float:
         return self._shared.reset_s(now)
