@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from fairserve.local.load import ClientClass, Load, summarise
+from tests.parts.loopback import Client
 from tests.parts.process import poll
 from tests.parts.stack import Stack
 from tests.parts.vllm import MODEL
@@ -52,6 +54,27 @@ def backlog(tenant, clients, **changes):
     """A class that keeps `clients` chat calls of one tenant with the pool."""
     known = {"application": "chat", "prompt_tokens": 20, "max_tokens": 160}
     return ClientClass(tenant, KEYS[tenant], clients_per_user=clients, **(known | changes))
+
+
+def tokens_to_wait(vllm, wait_s, clients):
+    """Output tokens of a call with which a backlog of `clients` calls waits `wait_s` for this engine.
+
+    Machines differ by more than any threshold of a test could bear, so the load follows the engine.
+    """
+
+    def call(_):
+        body = {"model": MODEL, "prompt": "hello", "max_tokens": 200, "ignore_eos": True}
+        answer = Client(vllm.url).json("POST", "/v1/completions", body)
+        return answer["usage"]["completion_tokens"]
+
+    together = 8
+    with ThreadPoolExecutor(together) as pool:
+        started = time.monotonic()
+        tokens = sum(pool.map(call, range(together)))
+        speed = tokens / (time.monotonic() - started)
+    wanted = round(speed * wait_s / clients)
+    print(f"engine: {speed:.0f} tokens/s; {clients} clients wait {wait_s:g} s with {wanted} tokens a call")
+    return max(16, min(wanted, 900))
 
 
 async def share(sidecar, seconds, *, least_waiting):

@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.e2e.conftest import KEYS
-from tests.e2e.test_overload import FLOODER, HEAVY, OVERLOAD, armed, limit_team_b
+from tests.e2e.test_overload import OVERLOAD, armed, flooder, heavy, limit_team_b
 from tests.parts.loopback import Client
 from tests.parts.process import poll
 from tests.parts.vllm import MODEL
@@ -35,7 +35,7 @@ async def test_a_dead_prometheus_disarms_where_the_pool_says_so(make_stack, vllm
         await asyncio.to_thread(poll, lambda: not any(armed(stack)), 10.0, "OIT disarmed in every sidecar")
         assert stack.sidecars[0].state()["queued"] > 0, "it is the lost signal that disarmed, not the load"
 
-    await run_load(stack.sidecars[0].url, [HEAVY, FLOODER], story)
+    await run_load(stack.sidecars[0].url, [heavy(vllm), flooder(vllm)], story)
 
 
 async def test_sidecars_go_on_without_the_operator_until_the_lease_ends(make_stack, vllm, run_load):
@@ -55,7 +55,7 @@ async def test_sidecars_go_on_without_the_operator_until_the_lease_ends(make_sta
             poll, lambda: sum(r.completed for r in load.records) > done + 20, 30.0, "calls still served"
         )
 
-    await run_load(sidecar.url, [FLOODER], story)
+    await run_load(sidecar.url, [heavy(vllm), flooder(vllm)], story)
 
 
 def test_a_restarted_sidecar_boots_from_the_secret_without_the_operator(make_stack, vllm):

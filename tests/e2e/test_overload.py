@@ -11,7 +11,7 @@ import pytest
 from fairserve.local.load import ClientClass
 from fairserve_operator.api.v1alpha1 import Builtin
 from fairserve_operator.decide.signals import builtin_query
-from tests.e2e.conftest import KEYS, backlog
+from tests.e2e.conftest import KEYS, backlog, tokens_to_wait
 from tests.parts.process import poll
 from tests.parts.vllm import MODEL
 
@@ -54,9 +54,25 @@ def pool(make_stack, vllm, request):
     return make
 
 
-#: Has no limit and alone keeps the wait above the clear threshold: throttling team B ends no overload.
-HEAVY = backlog("team-a", 120, max_tokens=64)
-FLOODER = backlog("team-b", 60, users=("flooder",), max_tokens=64, honours_retry_after=False)
+#: What a load waits, alone: far above the threshold, whatever the machine.
+WAIT_S = 10.0
+
+
+def heavy(vllm):
+    """Has no limit and alone keeps the pool overloaded: throttling team B ends nothing."""
+    return backlog("team-a", 120, max_tokens=tokens_to_wait(vllm, WAIT_S, 120))
+
+
+def flooder(vllm):
+    return backlog(
+        "team-b",
+        100,
+        users=("flooder",),
+        max_tokens=tokens_to_wait(vllm, WAIT_S, 100),
+        honours_retry_after=False,
+    )
+
+
 AGENTS = ClientClass(
     "agents",
     KEYS["team-b"],
@@ -83,7 +99,7 @@ async def wait_for(check, deadline_s, what):
     return await asyncio.to_thread(poll, check, deadline_s, what)
 
 
-async def test_overload_arms_refuses_the_right_calls_and_disarms(pool, run_load):
+async def test_overload_arms_refuses_the_right_calls_and_disarms(pool, vllm, run_load):
     stack = pool()
     first = stack.sidecars[0]
     retried = []
@@ -108,7 +124,7 @@ async def test_overload_arms_refuses_the_right_calls_and_disarms(pool, run_load)
         retried.append(await retry_exactly(stack))
         await asyncio.sleep(10.0)  # the load goes on under throttling, for agents to finish interactions
 
-    summaries = await run_load(first.url, [HEAVY, FLOODER, AGENTS, QUIET], story)
+    summaries = await run_load(first.url, [heavy(vllm), flooder(vllm), AGENTS, QUIET], story)
     assert summaries["team-b"].refused > 0
     assert summaries["agents"].refused == 0, "agents are within their limit"
     assert [summary.cut for summary in summaries.values()] == [0, 0, 0, 0]
@@ -150,7 +166,7 @@ async def retry_exactly(stack):
         return (await begin()).status_code
 
 
-async def test_shadow_refuses_nothing_and_counts(pool, run_load):
+async def test_shadow_refuses_nothing_and_counts(pool, vllm, run_load):
     stack = pool(throttling={"mode": "Shadow"})
     first = stack.sidecars[0]
 
@@ -162,7 +178,7 @@ async def test_shadow_refuses_nothing_and_counts(pool, run_load):
         await wait_for(lambda: all(armed(stack)), 60.0, "OIT armed in every sidecar")
         await wait_for(would_refuse, 30.0, "the counter of would-be refusals to move")
 
-    summaries = await run_load(first.url, [FLOODER, QUIET], story)
+    summaries = await run_load(first.url, [flooder(vllm), QUIET], story)
     assert [summary.refused for summary in summaries.values()] == [0, 0]
     enforced = stack.prometheus.query('sum(fairserve_refused_interactions_total{mode="Enforce"})')
     assert not enforced or enforced[0].value == 0
