@@ -5,7 +5,7 @@ WORKDIR /src
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY requirements/build.lock /tmp/build.lock
 RUN python -m venv /build && /build/bin/pip install --no-cache-dir --require-hashes -r /tmp/build.lock
-COPY pyproject.toml compile_core.py README.md LICENSE ./
+COPY pyproject.toml compile_hot_path.py README.md LICENSE ./
 COPY operator operator
 COPY serving serving
 RUN HATCH_BUILD_HOOK_ENABLE_CUSTOM=1 \

@@ -11,11 +11,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat requirements/dev.lock pyproject.toml | sha256sum | cut -c1-16)
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
-SOURCES := operator serving tests bench examples compile_core.py
+SOURCES := operator serving tests bench examples compile_hot_path.py
 # What the sidecar is compared with, in an environment of its own.
 PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
 # A wheel with a compiled core, unpacked; named by what it is made of.
-COMPILED := build/compiled/$(shell cat $$(find serving -name '*.py' | sort) compile_core.py requirements/dev.lock | sha256sum | cut -c1-16)
+COMPILED := build/compiled/$(shell cat $$(find serving -name '*.py' | sort) compile_hot_path.py requirements/dev.lock | sha256sum | cut -c1-16)
 
 .PHONY: help
 help: ## Show what there is to make.
@@ -41,11 +41,11 @@ test-unit: $(STAMP) ## The tests that need no real part.
 	$(BIN)/pytest tests/unit tests/property
 
 .PHONY: test-compiled
-test-compiled: $(STAMP) $(COMPILED) ## The tests of the core and the sidecar on the compiled core.
-	FAIRSERVE_CORE=compiled $(BIN)/pytest -o pythonpath=". $(COMPILED)" tests/unit/core tests/unit/sidecar tests/property tests/simulation
+test-compiled: $(STAMP) $(COMPILED) ## The tests of the core and the sidecar on the compiled hot path.
+	FAIRSERVE_CORE=compiled $(BIN)/pytest -o pythonpath=". $(COMPILED)" tests/unit/test_compiled.py tests/unit/core tests/unit/engine tests/unit/sidecar tests/property tests/simulation tests/integration/test_sidecar_*.py
 
 .PHONY: compiled
-compiled: $(COMPILED) ## A wheel with the core compiled by mypyc, in build/compiled; needs a C compiler.
+compiled: $(COMPILED) ## A wheel with the hot path compiled by mypyc, in build/compiled; needs a C compiler.
 
 .PHONY: mutants
 mutants: $(STAMP) ## Whether the tests catch deliberate faults in the core.

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import httptools
 
@@ -56,11 +56,13 @@ class _Stage(Enum):
 
 
 class _RejectedError(Exception):
-    """Stops the parser inside a callback; the problem is already noted."""
+    """Stops the parser inside a callback; the problem is already noted, and `Connection._rejected` set."""
 
 
-class Connection(asyncio.Protocol):
-    """One client connection."""
+class Connection:
+    """One client connection. An asyncio protocol in all but its base, from which a compiled class could not
+    inherit.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -85,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._declared: int | None = None
         self._in_body = False
         self._expects = False
+        self._rejected = False  #: a callback has stopped the parser
         self.paused = False  #: the client doesn't keep up with what is written
         self.peer = ""  #: the other side's address, without port
         self.trust: object = None  #: a memo of the handler's: which identity table `trusted` was asked of
@@ -293,8 +296,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             pass
-        except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, _RejectedError):
+        except httptools.HttpParserCallbackError:
+            if not self._rejected:
                 raise
         except httptools.HttpParserError as error:
             self._requests.append(Problem(400, "bad_request", f"The request can't be read: {error}."))
@@ -371,8 +374,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _reject_head(self) -> None:
-        self._requests.append(self._head_problem())
-        raise _RejectedError
+        self._stop_parsing(self._head_problem())
 
     def _head_problem(self) -> Problem:
         return Problem(
@@ -384,7 +386,11 @@ class Connection(asyncio.Protocol):
         self._reject(413, "body_too_large", f"The body exceeds {limit} bytes.")
 
     def _reject(self, status: int, code: str, message: str) -> None:
-        self._requests.append(Problem(status, code, message))
+        self._stop_parsing(Problem(status, code, message))
+
+    def _stop_parsing(self, problem: Problem) -> None:
+        self._requests.append(problem)
+        self._rejected = True
         raise _RejectedError
 
     def _pause_reading(self) -> None:
@@ -408,18 +414,23 @@ class Server:
         self.connections: set[Connection] = set()
         self.stopping = False  #: no connection outlives its current request
         self._emptied = asyncio.Event()
-        self._server: asyncio.Server | None = None
+        self._server: Any = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def start(self, address: Address) -> Address:
         """Listen; the address that was bound. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self), address.host, address.port, backlog=2048, reuse_address=True
+        # uvloop's server is none of asyncio's, nor are its sockets a tuple.
+        server: Any = await loop.create_server(
+            self._protocol, address.host, address.port, backlog=2048, reuse_address=True
         )
+        self._server = server
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
-        bound = self._server.sockets[0].getsockname()
+        bound = server.sockets[0].getsockname()
         return Address(bound[0], bound[1])
+
+    def _protocol(self) -> Any:
+        return Connection(self)
 
     def stop_accepting(self) -> None:
         """Close the listening socket and the connections on which nothing goes on."""

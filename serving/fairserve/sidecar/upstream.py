@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import httptools
 
@@ -77,8 +77,10 @@ class Exchange:
                 self.connection.resume_reading()
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to the engine. It carries one exchange at a time."""
+class UpstreamConnection:
+    """One connection to the engine. It carries one exchange at a time. An asyncio protocol in all but its
+    base, from which a compiled class could not inherit.
+    """
 
     def __init__(self, pool: UpstreamPool) -> None:
         self._pool = pool
@@ -311,29 +313,34 @@ class UpstreamPool:
             connection.abort()
         return None
 
+    def _protocol(self) -> Any:
+        return UpstreamConnection(self)
+
     async def _open(self, exchange: Exchange) -> None:
-        loop = asyncio.get_running_loop()
         deadline = self._clock() + self._connect_timeout_s
-        while True:
-            left = deadline - self._clock()
-            try:
-                async with asyncio.timeout(max(left, 0.0)):
-                    _, connection = await loop.create_connection(
-                        lambda: UpstreamConnection(self), self._engine.host, self._engine.port
-                    )
-            except (OSError, TimeoutError):
-                if self._clock() + _RETRY_S >= deadline:
-                    break
-                await asyncio.sleep(_RETRY_S)
-                continue
-            exchange.opening = None
-            if exchange.receiver is None or not connection.usable:
-                connection.abort()
-                if exchange.receiver is not None:
-                    exchange.receiver.failed(Failure.UNREACHABLE)
-                return
+        connection = await self._connected(deadline)
+        while connection is None and self._clock() + _RETRY_S < deadline:
+            await asyncio.sleep(_RETRY_S)
+            connection = await self._connected(deadline)
+        exchange.opening = None
+        if connection is not None and connection.usable and exchange.receiver is not None:
             connection.start(exchange)
             return
-        exchange.opening = None
+        if connection is not None:
+            connection.abort()
         if exchange.receiver is not None:
             exchange.receiver.failed(Failure.UNREACHABLE)
+
+    async def _connected(self, deadline: float) -> UpstreamConnection | None:
+        """A new connection; None if there is none now. Nothing is awaited in the handler: a compiled
+        coroutine would leave its exception behind for others to see.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(max(deadline - self._clock(), 0.0)):
+                _, connection = await loop.create_connection(
+                    self._protocol, self._engine.host, self._engine.port
+                )
+        except (OSError, TimeoutError):
+            return None
+        return cast("UpstreamConnection", connection)
