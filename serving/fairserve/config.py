@@ -1,8 +1,9 @@
 """The configuration that the operator (or `fairserve up`) writes and the sidecar reads.
 
-One document per pool: JSON, validated whole, unknown fields refused, frozen. It holds no secret: API
-keys travel as HMAC-SHA256 digests under the document's own salt. `generation` orders documents of one
-pool; `content_hash` is the SHA-256 of everything but `generation`, in canonical JSON, so that two
+One document per pool: JSON, validated whole, unknown fields refused, frozen. API keys and hop tokens travel
+as HMAC-SHA256 digests under the document's own salt, and issuers' keys are public; a tenant's `cache_salt` is
+the one value that others should not learn, so a problem never shows its input. `generation` orders documents
+of one pool; `content_hash` is the SHA-256 of everything but `generation`, in canonical JSON, so that two
 compilations of the same objects are equal byte for byte.
 """
 
@@ -12,21 +13,27 @@ import hashlib
 import hmac
 import ipaddress
 import json
+import re
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from fairserve.core import settings as core
 from fairserve.core.calls import Policy, ThrottlingMode
 from fairserve.overload.settings import OnStale
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+#: In lower case, as names are inside.
+_HEADER_NAME = r"[a-z0-9!#$%&'*+.^_`|~-]+"
+
+
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class LimitConfig(_Document):
@@ -49,6 +56,9 @@ class TenantConfig(_Document):
     total: LimitConfig | None = None
     max_queued_requests: Annotated[int, Field(ge=1)] = 10_000
     max_wait_s: Seconds = 600.0
+    #: Goes into every body for an endpoint that knows it, so that only tenants of one salt share cached
+    #: prefixes. vLLM's own rule for it. None: nothing is added.
+    cache_salt: Annotated[str, Field(pattern=r"^[^@/\\\x00]{1,128}$")] | None = None
 
     def settings(self) -> core.TenantSettings:
         """The core's value of it."""
@@ -59,6 +69,28 @@ class TenantConfig(_Document):
             total=_limit(self.total),
             queue=core.QueueBounds(self.max_queued_requests, self.max_wait_s),
         )
+
+
+#: Where an interaction's identity may stand, in the order of a look-up that nobody has changed.
+INTERACTION_SOURCES = (
+    "header:x-fairserve-interaction-id",
+    "header:x-claude-code-session-id",
+    "header:x-session-affinity",
+    "header:session-id",
+    "header:session_id",
+    "header:x-litellm-trace-id",
+    "header:x-dynamo-session-id",
+    "header:x-session-id",
+    "body:previous_response_id",
+    "body:conversation",
+    "body:session_id",
+    "body:vllm_xargs.session_id",
+    "body:metadata.session_id",
+    "body:metadata.user_id",
+    "traceparent",
+)
+_BODY_SOURCES = frozenset(source for source in INTERACTION_SOURCES if source.startswith("body:"))
+_HEADER_SOURCE = re.compile(rf"header:{_HEADER_NAME}")
 
 
 class ApplicationConfig(_Document):
@@ -74,6 +106,22 @@ class ApplicationConfig(_Document):
     idle_timeout_s: Seconds = 300.0
     max_calls: Annotated[int, Field(ge=1)] = 100
     max_duration_s: Seconds = 3600.0
+    #: Where a call's interaction is looked for, first match wins: `header:<name>`, a `body:` field of
+    #: `INTERACTION_SOURCES`, `traceparent`. Empty: each call is an interaction of its own.
+    interaction_sources: tuple[str, ...] = INTERACTION_SOURCES
+
+    @field_validator("interaction_sources")
+    @classmethod
+    def _are_sources(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for source in value:
+            known = source in _BODY_SOURCES or source == "traceparent" or _HEADER_SOURCE.fullmatch(source)
+            if not known:
+                raise ValueError(
+                    f"{source!r} is neither header:<lower-case name>, traceparent nor one of "
+                    f"{', '.join(sorted(_BODY_SOURCES))}"
+                )
+        _unique("interaction_sources", list(value))
+        return value
 
     @model_validator(mode="after")
     def _system_is_part_of_input(self) -> Self:
@@ -96,7 +144,7 @@ class ApplicationConfig(_Document):
 class ApiKeyConfig(_Document):
     """Whoever presents the key with this digest is `tenant`, and calls `application` where one is pinned."""
 
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Digest
     tenant: str
     application: str | None = None
 
@@ -104,9 +152,77 @@ class ApiKeyConfig(_Document):
 class HeaderIdentityConfig(_Document):
     """A header with this value, from a trusted proxy, is `tenant`. `name` is lower case."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
+    name: Annotated[str, Field(pattern=rf"^{_HEADER_NAME}$")]
     value: str
     tenant: str
+
+
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]  # fmt: skip
+#: Names from the top of a token's claims down to a string: `("realm", "team")` is `{"realm": {"team": ...}}`.
+#: A name may hold dots, as `kubernetes.io` does.
+ClaimPath = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+_RSA: frozenset[Algorithm] = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+_CURVES: dict[JsonValue, Algorithm] = {
+    "P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA", "Ed448": "EdDSA"
+}  # fmt: skip
+#: The private members of a JSON Web Key, asymmetric or not (RFC 7518 §6, RFC 8037 §2).
+_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_KUBERNETES_TENANT: ClaimPath = ("kubernetes.io", "namespace")
+
+
+class TokenIssuerConfig(_Document):
+    """Whoever presents a JSON Web Token that this issuer signed is the tenant, user and application that the
+    token says. A token counts only with `exp`, with one of `audiences` in `aud`, and with a `kid` of `keys`.
+
+    `kubernetes` reads a cluster's ServiceAccount tokens: the tenant is the namespace (by `tenants`, where it
+    is given) and the user the account, `system:serviceaccount:<namespace>:<name>`.
+    """
+
+    issuer: Annotated[str, Field(min_length=1)]  #: `iss`, exactly
+    audiences: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)]
+    #: The `keys` of the issuer's JWKS, public ones alone. Members that say nothing about use are let be, as
+    #: RFC 7517 §4 has it.
+    keys: Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1)]
+    kubernetes: bool = False
+    #: All its callers are this tenant. Exactly one of `tenant`, `tenant_claim` and `kubernetes` is given.
+    tenant: str | None = None
+    tenant_claim: ClaimPath | None = None
+    #: From a claim's value to a tenant's name. None: the value is the name.
+    tenants: dict[str, str] | None = None
+    #: The user. None: whom the request names. Unset: `sub`.
+    user_claim: ClaimPath | None = ("sub",)
+    #: The application, pinned. None: the one that the request names.
+    application_claim: ClaimPath | None = None
+    #: How far the issuer's clock may be off, seconds.
+    leeway_s: Annotated[int, Field(ge=0, le=300)] = 30
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.tenant is not None) + (self.tenant_claim is not None) + self.kubernetes != 1:
+            raise ValueError("exactly one of tenant, tenant_claim and kubernetes says whose a token is")
+        if self.tenant is not None and self.tenants is not None:
+            raise ValueError("tenants maps a claim, and tenant needs none")
+        _unique("keys", [_key_id(key) for key in self.keys])
+        for key in self.keys:
+            if not self.algorithms_of(key):
+                raise ValueError(f"keys: {_key_id(key)!r} is for none of the algorithms")
+        return self
+
+    @property
+    def tenant_path(self) -> ClaimPath | None:
+        """Where a token says its tenant; None where all are one tenant's."""
+        return _KUBERNETES_TENANT if self.kubernetes else self.tenant_claim
+
+    def algorithms_of(self, key: dict[str, JsonValue]) -> tuple[Algorithm, ...]:
+        """Which of the algorithms a key of this issuer may be used with."""
+        if key.get("use", "sig") != "sig":
+            return ()
+        curve = _CURVES.get(key.get("crv"))
+        fitting = _RSA if key.get("kty") == "RSA" else {curve}
+        return tuple(a for a in self.algorithms if a in fitting and key.get("alg", a) == a)
 
 
 class IdentityConfig(_Document):
@@ -117,8 +233,11 @@ class IdentityConfig(_Document):
     salt: Annotated[str, Field(pattern=r"^(?:[0-9a-f]{2}){16,}$")]
     api_keys: tuple[ApiKeyConfig, ...] = ()
     headers: tuple[HeaderIdentityConfig, ...] = ()
+    token_issuers: tuple[TokenIssuerConfig, ...] = ()
     #: CIDR blocks of the hops whose identity headers are believed.
     trusted_proxies: tuple[str, ...] = ()
+    #: Digests of the tokens by which a hop at any address is believed (`x-fairserve-hop-token`).
+    hop_tokens: tuple[Digest, ...] = ()
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -186,6 +305,12 @@ class SchedulerConfig(_Document):
         for header in self.identity.headers:
             if header.tenant not in tenants:
                 raise ValueError(f"identity.headers: unknown tenant {header.tenant!r}")
+        _unique("identity.token_issuers", [i.issuer for i in self.identity.token_issuers])
+        for issuer in self.identity.token_issuers:
+            named = [issuer.tenant] if issuer.tenant is not None else (issuer.tenants or {}).values()
+            for tenant in named:
+                if tenant not in tenants:
+                    raise ValueError(f"identity.token_issuers: unknown tenant {tenant!r}")
         # What the scheduler would refuse is refused here, before anything else changes.
         core.validate(self.settings())
         return self
@@ -228,6 +353,16 @@ def canonical_json(value: object) -> bytes:
 def key_digest(salt: str, key: str) -> str:
     """HMAC-SHA256 (hex) of an API key under the document's salt (hex)."""
     return hmac.new(bytes.fromhex(salt), key.encode(), hashlib.sha256).hexdigest()
+
+
+def _key_id(key: dict[str, JsonValue]) -> str:
+    """A JSON Web Key's name. Raises ValueError for a key without one, and for one that isn't public."""
+    kid = key.get("kid")
+    if not isinstance(kid, str) or not kid:
+        raise ValueError("keys: a key has no kid")
+    if not _PRIVATE_MEMBERS.isdisjoint(key):
+        raise ValueError(f"keys: {kid!r} is a private key; only public keys belong here")
+    return kid
 
 
 def _unique(where: str, names: list[str]) -> frozenset[str]:

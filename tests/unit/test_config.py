@@ -1,9 +1,14 @@
 """The document between operator and sidecar."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from fairserve.config import (
+    INTERACTION_SOURCES,
     ApiKeyConfig,
     ApplicationConfig,
     IdentityConfig,
@@ -69,3 +74,42 @@ def test_the_core_gets_what_the_document_says():
     assert settings.tenants["a"].per_user.count == 5
     assert settings.applications["chat"].profile.input_tokens == 100
     assert settings.default_tenant is None
+
+
+def test_example_of_the_reference_is_an_identity():
+    text = (Path(__file__).parents[2] / "docs/reference/identity.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    identity = document(identity=json.loads(example)).identity
+    assert [issuer.kubernetes for issuer in identity.token_issuers] == [False, True]
+    assert all(source.partition(":")[2] in text for source in INTERACTION_SOURCES)
+
+
+@pytest.mark.parametrize("salt", ["", "x" * 129, "a@b", "a/b", "a\\b", "a\x00b"])
+def test_a_salt_is_one_that_the_engine_takes(salt):
+    with pytest.raises(ValidationError, match="cache_salt") as refused:
+        TenantConfig(name="a", cache_salt=salt)
+    assert salt == "" or repr(salt) not in str(refused.value)
+
+
+def test_a_wrong_document_does_not_show_what_is_in_it():
+    with pytest.raises(ValidationError) as refused:
+        document(tenants=({"name": "a", "cache_salt": "se/cret"},))
+    assert "se/cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        ["x-session"],
+        ["header:"],
+        ["header:X-Session"],
+        ["header:a b"],
+        ["body:model"],
+        ["traceparent:x"],
+        [""],
+        ["header:x", "header:x"],
+    ],
+)
+def test_a_source_of_names_is_one_that_can_be_read(sources):
+    with pytest.raises(ValidationError, match="interaction_sources"):
+        ApplicationConfig(name="chat", input_tokens=1, output_tokens=1, interaction_sources=sources)

@@ -46,8 +46,10 @@ Headers = list[tuple[bytes, bytes]]
 class Read(Protocol):
     """Reads a request's body, with its headers where those say how."""
 
-    def __call__(self, body: bytes, headers: Headers, *, trusted: bool) -> EngineRequest:
-        """Never fails: what can't be read is the engine's to refuse."""
+    def __call__(
+        self, body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None
+    ) -> EngineRequest:
+        """Never fails: the engine refuses what can't be read. `cache_salt` goes only where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,23 @@ class Endpoint:
     makes_chains: bool = False  #: a later call may go on from an answer by its id
 
 
-def _json(amount: Amount, *, usage_on_request: bool = False, runs_behind: bool = False) -> Read:
-    def read(body: bytes, headers: Headers, *, trusted: bool) -> EngineRequest:
+def _json(
+    amount: Amount, *, usage_on_request: bool = False, runs_behind: bool = False, salted: bool = True
+) -> Read:
+    def read(body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None) -> EngineRequest:
         return read_json(
-            body, amount, trusted=trusted, usage_on_request=usage_on_request, runs_behind=runs_behind
+            body,
+            amount,
+            trusted=trusted,
+            cache_salt=cache_salt if salted else None,
+            usage_on_request=usage_on_request,
+            runs_behind=runs_behind,
         )
 
     return read
 
 
-def _audio(body: bytes, headers: Headers, *, trusted: bool) -> EngineRequest:
+def _audio(body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None) -> EngineRequest:
     return read_audio(body, next((value for name, value in headers if name == b"content-type"), b""))
 
 
@@ -91,7 +100,7 @@ ENDPOINTS = {
     "/v1/messages": Endpoint(_json(message_amount), Place.ANYWHERE, events_per_answer=2),
     "/v1/chat/completions/batch": Endpoint(_json(chat_batch_amount)),
     "/v1/embeddings": _POOLING,
-    "/v2/embed": _POOLING,
+    "/v2/embed": Endpoint(_json(pooling_amount, salted=False), generates=False),
     "/pooling": _POOLING,
     "/classify": _POOLING,
     "/score": _POOLING,
@@ -104,7 +113,7 @@ ENDPOINTS = {
     "/generative_scoring": Endpoint(_json(scoring_amount)),
     "/v1/systemone": Endpoint(_json(decision_amount), Place.ANYWHERE),
     "/inference/v1/generate": Endpoint(_completion(tokens_amount), Place.BEGINNING),
-    "/cohere/v2/chat": Endpoint(_json(message_amount), Place.ANYWHERE, events_per_answer=2),
+    "/cohere/v2/chat": Endpoint(_json(message_amount, salted=False), Place.ANYWHERE, events_per_answer=2),
     # SageMaker's one door: the body decides whether it is a chat, a completion or a prompt alone.
     "/invocations": Endpoint(_completion(completion_amount)),
 }

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
@@ -23,6 +24,22 @@ _DECODER = json.JSONDecoder()
 Fields = dict[str, Any]
 #: From a body's fields: how many answers are asked for, and the most output tokens of each (None: no cap).
 Amount = Callable[[Fields], tuple[int, int | None]]
+
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_NAMING_FIELDS = frozenset(
+    {
+        "conversation",
+        "metadata",
+        "previous_response_id",
+        "safety_identifier",
+        "session_id",
+        "user",
+        "vllm_xargs",
+    }
+)
+#: How Claude Code writes its session into Anthropic's one field: behind the user's name, or as JSON.
+_SESSION = re.compile(r"(?P<user>.*)_session_(?P<session>[0-9A-Za-z-]+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +58,23 @@ class EngineRequest:
     sequences: int = 1
     max_output_tokens: int | None = None
     user: str = ""
-    previous_response: str = ""  #: the answer that this one goes on from
-    conversation: str = ""  #: what else names the interaction
+    #: What may name the interaction, by the field that says it: the names are the config's, without `body:`.
+    interaction: Mapping[str, str] = field(default_factory=dict)
     background: bool = False  #: the answer would come before the work
 
 
 def read_json(
-    body: bytes, amount: Amount, *, trusted: bool, usage_on_request: bool = False, runs_behind: bool = False
+    body: bytes,
+    amount: Amount,
+    *,
+    trusted: bool,
+    cache_salt: str | None = None,
+    usage_on_request: bool = False,
+    runs_behind: bool = False,
 ) -> EngineRequest:
-    """Read a JSON body. `trusted`: the client may say where it stands in the engine's queue.
-    `usage_on_request`: a stream carries usage only if `stream_options` asks for it. `runs_behind`: the
-    endpoint knows `background`.
+    """Read a JSON body. `trusted`: the client may say where it stands in the engine's queue, and its own
+    cache salt. `cache_salt`: the salt of a body that has none. `usage_on_request`: a stream carries usage
+    only if `stream_options` asks for it. `runs_behind`: the endpoint knows `background`.
     """
     try:
         fields = json.loads(body)
@@ -62,20 +85,23 @@ def read_json(
     if not trusted and not _ORDER_FIELDS.isdisjoint(fields):
         body = without_fields(body, fields, _ORDER_FIELDS)
         fields = {name: value for name, value in fields.items() if name not in _ORDER_FIELDS}
+    if cache_salt is not None and fields.get("cache_salt") is None:
+        added = {"cache_salt": cache_salt}
+        body, fields = _with_fields(body, fields, added), {**fields, **added}
     stream = boolean(fields.get("stream"))
     options = fields.get("stream_options")
     asked = type(options) is dict and boolean(options.get("include_usage"))
     strips = usage_on_request and stream and not asked and (options is None or type(options) is dict)
     sequences, cap = amount(fields)
+    user, names = _names(fields)
     return EngineRequest(
         payload=_asking_for_usage(body, fields, options) if strips else body,
         stream=stream,
         strips_usage=strips,
         sequences=sequences,
         max_output_tokens=None if cap is None else cap * sequences,
-        user=_user(fields),
-        previous_response=_text(fields.get("previous_response_id")),
-        conversation=_conversation(fields),
+        user=user,
+        interaction=names,
         background=runs_behind and boolean(fields.get("background")),
     )
 
@@ -156,16 +182,23 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _asking_for_usage(body: bytes, fields: Fields, options: Fields | None) -> bytes:
-    """The body with `stream_options.include_usage` set. All other bytes stay: the field goes last, where it
-    wins over an earlier one. Usage in every chunk, which the client has not got so far, stays off.
+    """The body with `stream_options.include_usage` set. Usage in every chunk, which the client has not got so
+    far, stays off.
     """
     wanted = {**(options or {}), "include_usage": True}
     if "continuous_usage_stats" in wanted:
         wanted["continuous_usage_stats"] = False
+    return _with_fields(body, fields, {"stream_options": wanted})
+
+
+def _with_fields(body: bytes, fields: Fields, added: Fields) -> bytes:
+    """`body`, which holds `fields`, with those in `added`. All other bytes stay: they go last, where they win
+    over earlier ones. An encoding other than UTF-8 is written anew.
+    """
     end = body.rstrip(b" \t\r\n")
     if not end.endswith(b"}") or json.detect_encoding(body) != "utf-8":
-        return json.dumps({**fields, "stream_options": wanted}).encode()
-    return b"%b,%b}" % (end[:-1], json.dumps({"stream_options": wanted})[1:-1].encode())
+        return json.dumps({**fields, **added}).encode()
+    return b"%b%b%b}" % (end[:-1], b"," if fields else b"", json.dumps(added)[1:-1].encode())
 
 
 def _prompts(value: object) -> int:
@@ -179,22 +212,39 @@ def _length(value: object) -> int:
     return len(value) if type(value) in (list, dict) and value else 1  # type: ignore[arg-type]
 
 
-def _user(fields: Fields) -> str:
-    """OpenAI's old and new name for the end user, and Anthropic's."""
-    return (
-        _text(fields.get("user"))
-        or _text(fields.get("safety_identifier"))
-        or _text(_inside(fields.get("metadata"), "user_id"))
-    )
-
-
-def _conversation(fields: Fields) -> str:
+def _names(fields: Fields) -> tuple[str, Mapping[str, str]]:
+    """The end user by OpenAI's old and new name or by Anthropic's, and what names the interaction."""
+    if _NAMING_FIELDS.isdisjoint(fields):
+        return "", _NOTHING
+    metadata = fields.get("metadata")
+    user, session = _user_and_session(_text(_inside(metadata, "user_id")))
     conversation = fields.get("conversation")
-    return (
-        _text(conversation)
-        or _text(_inside(conversation, "id"))
-        or _text(_inside(fields.get("metadata"), "session_id"))
-    )
+    names = {
+        "previous_response_id": _text(fields.get("previous_response_id")),
+        "conversation": _text(conversation) or _text(_inside(conversation, "id")),
+        "session_id": _text(fields.get("session_id")),
+        "vllm_xargs.session_id": _text(_inside(fields.get("vllm_xargs"), "session_id")),
+        "metadata.session_id": _text(_inside(metadata, "session_id")),
+        "metadata.user_id": session,
+    }
+    return _text(fields.get("user")) or _text(fields.get("safety_identifier")) or user, names
+
+
+def _user_and_session(user_id: str) -> tuple[str, str]:
+    """Anthropic's `user_id`, which Claude Code fills with its session as well: each session would be another
+    user. Its two ways are `user_..._session_<id>` and JSON with `session_id`.
+    """
+    if user_id.startswith("{"):
+        try:
+            fields = json.loads(user_id)
+        except (ValueError, RecursionError):
+            return user_id, ""
+        session = _text(_inside(fields, "session_id"))
+        if not session:
+            return user_id, ""
+        return json.dumps({name: value for name, value in fields.items() if name != "session_id"}), session
+    match = _SESSION.fullmatch(user_id) if user_id.startswith("user_") else None
+    return (user_id, "") if match is None else (match["user"], match["session"])
 
 
 def _inside(value: object, name: str) -> object:

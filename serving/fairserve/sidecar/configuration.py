@@ -59,7 +59,11 @@ def read_document(data: bytes) -> Configuration:
         document = SchedulerConfig.from_bytes(data)
     except ValidationError as error:
         raise DocumentError(describe_problems(error)) from error
-    return Configuration(document, document.content_hash, IdentityTable(document))
+    try:
+        table = IdentityTable(document)
+    except ValueError as error:
+        raise DocumentError(str(error)) from error
+    return Configuration(document, document.content_hash, table)
 
 
 def read_file(path: Path) -> Configuration:

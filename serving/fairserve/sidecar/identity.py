@@ -1,8 +1,11 @@
-"""Who calls: tenant, user, application and interaction, from headers and from names in the body.
+"""Who calls: tenant, user, application and interaction, from credentials, headers and names in the body.
 
 An API key is looked up by its keyed digest, so that the time of a look-up tells nothing about any key. A
-header names a tenant only from a trusted proxy; from anybody else it is as if it were not there. A user's
-or an interaction's name is the tenant's own word: it divides that tenant's share and nothing else.
+token of a configured issuer is judged as one, and a bad one is nobody's. A header names a tenant only from a
+trusted hop; from anybody else it is as if it were not there. Unless a token names the user, a user's or an
+interaction's name is the tenant's own word: it divides that tenant's share and nothing else.
+
+`authenticate` needs the head alone, so that a stranger's body is never read.
 """
 
 from __future__ import annotations
@@ -11,29 +14,31 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from fairserve.config import IdentityConfig, SchedulerConfig
+from fairserve.config import INTERACTION_SOURCES, IdentityConfig, SchedulerConfig
 from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT
 from fairserve.engine.requests import EngineRequest
+from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.messages import Headers
 from fairserve.sidecar.refusals import Problem
+
+if TYPE_CHECKING:
+    from fairserve.sidecar.tokens import TokenIssuers
 
 TENANT_HEADER = b"x-fairserve-tenant"
 USER_HEADER = b"x-fairserve-user"
 APPLICATION_HEADER = b"x-fairserve-application"
-#: Where an interaction's identity is looked for, first match wins; then in the body, then in `traceparent`.
-INTERACTION_HEADERS = (
-    b"x-fairserve-interaction-id",
-    b"x-claude-code-session-id",
-    b"x-session-affinity",
-    b"session-id",
-    b"session_id",
-    b"x-litellm-trace-id",
-    b"x-dynamo-session-id",
-    b"x-session-id",
-)
+#: The header by which a trusted hop at any address shows itself.
+HOP_TOKEN_HEADER = b"x-fairserve-hop-token"
+#: Headers of gateways that hold a tenant's name; the second is the first one's old name.
+_GATEWAY_TENANT_HEADERS = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
+#: Where a key or a token is looked for: the first that is there counts. OpenAI's, Anthropic's, Azure's.
+_CREDENTIAL_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+_PREVIOUS_RESPONSE = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
 _PRIORITY_HEADER = b"x-vllm-priority"
 #: W3C Trace Context: version, trace id, parent id, flags. Version ff and the zero id are invalid.
@@ -59,34 +64,74 @@ class Caller:
     previous_response: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What an identity stands for. `application` is pinned unless None."""
+class _Order:
+    """Where an interaction's name is looked for, made of the configuration's words."""
 
-    tenant: str
-    application: str | None = None
+    def __init__(self, sources: tuple[str, ...]) -> None:
+        split = [source.partition(":") for source in sources]
+        #: A header, or else a field of the body, or else the trace.
+        self._steps = tuple(
+            (name.encode() if kind == "header" else None, name if kind == "body" else None)
+            for kind, _, name in split
+        )
+        self._headers = frozenset(
+            name.encode() if kind == "header" else kind.encode() for kind, _, name in split if kind != "body"
+        )
+
+    def find(self, named: Mapping[bytes, bytes], said: Mapping[str, str]) -> tuple[str | None, bool]:
+        """The first name in the headers or in what the body said, and whether it is a previous answer's."""
+        if not said and self._headers.isdisjoint(named):
+            return None, False
+        for header, field in self._steps:
+            if header is not None:
+                value = named.get(header)
+                name = value.decode("latin-1") if value else None
+            else:
+                name = _trace(named) if field is None else said.get(field)
+            if name:
+                return name, field == _PREVIOUS_RESPONSE
+        return None, False
+
+
+_DEFAULT_ORDER = _Order(INTERACTION_SOURCES)
 
 
 class IdentityTable:
-    """All identities of one configuration. Replaced whole, never changed."""
+    """All identities of one configuration. Replaced whole; only the tokens seen so far are learned.
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    `clock` gives seconds since the epoch. Raises ValueError for an issuer's key that can't be used.
+    """
+
+    def __init__(self, config: SchedulerConfig, clock: Callable[[], float] = time.time) -> None:
         identity: IdentityConfig = config.identity
         self._salt = bytes.fromhex(identity.salt)
-        self._keys = {key.digest: _Claim(key.tenant, key.application) for key in identity.api_keys}
-        self._headers: dict[bytes, dict[bytes, _Claim]] = {}
+        claims = {tenant.name: Claim(tenant.name, cache_salt=tenant.cache_salt) for tenant in config.tenants}
+        self._keys = {
+            key.digest: replace(claims[key.tenant], application=key.application) for key in identity.api_keys
+        }
+        self._headers: dict[bytes, dict[bytes, Claim]] = {}
         for header in identity.headers:
             values = self._headers.setdefault(header.name.encode(), {})
-            values[header.value.encode()] = _Claim(header.tenant)
-        self._headers[TENANT_HEADER] = {
-            **{tenant.name.encode(): _Claim(tenant.name) for tenant in config.tenants},
-            **self._headers.get(TENANT_HEADER, {}),
-        }
+            values[header.value.encode()] = claims[header.tenant]
+        by_name = {name.encode(): claim for name, claim in claims.items()}
+        for name in (TENANT_HEADER, *_GATEWAY_TENANT_HEADERS):
+            self._headers[name] = {**by_name, **self._headers.get(name, {})}
         self._applications = {a.name.encode(): a.name for a in config.applications}
+        self._orders = {a.name: _Order(a.interaction_sources) for a in config.applications}
         self._trusted: tuple[_Network, ...] = tuple(
             ipaddress.ip_network(block) for block in identity.trusted_proxies
         )
-        self._default = None if config.default_tenant is None else _Claim(DEFAULT_TENANT)
+        self._hop_tokens = identity.hop_tokens
+        default = config.default_tenant
+        self._default = None if default is None else Claim(DEFAULT_TENANT, cache_salt=default.cache_salt)
+        self._issuers: TokenIssuers | None = None
+        if identity.token_issuers:
+            # Cryptography is megabytes that a pool without tokens doesn't load.
+            from fairserve.sidecar.tokens import TokenIssuers
+
+            self._issuers = TokenIssuers(
+                identity.token_issuers, claims, self._default, frozenset(self._orders), clock
+            )
         #: Headers that from an untrusted peer don't reach the engine: identity, and a place in its queue.
         self.header_names = frozenset(self._headers) | {_PRIORITY_HEADER}
 
@@ -102,34 +147,56 @@ class IdentityTable:
             address = address.ipv4_mapped
         return any(address in network for network in self._trusted)
 
-    def identify(self, headers: Headers, asked: EngineRequest, *, trusted: bool) -> Caller | Problem:
+    def trusts_token(self, headers: Headers) -> bool:
+        """Whether a hop shows a token by which it is believed, whatever its address. Two tokens mean that it
+        let one through.
+        """
+        if not self._hop_tokens:
+            return False
+        tokens = [value for name, value in headers if name == HOP_TOKEN_HEADER]
+        if len(tokens) != 1:
+            return False
+        digest = self._digest(tokens[0])
+        # All of them, so that the time doesn't tell which one was nearly right.
+        return sum(hmac.compare_digest(digest, token) for token in self._hop_tokens) > 0
+
+    def authenticate(
+        self, headers: Headers, named: Mapping[bytes, bytes], *, trusted: bool
+    ) -> Claim | Problem:
+        """Whose the call is, or why it is turned away. `named` is `dict(headers)`."""
+        claim: Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
+        if claim is None:
+            if len(named) != len(headers):
+                for name in _CREDENTIAL_HEADERS:
+                    if _is_ambiguous(headers, name, named.get(name)):
+                        return _ambiguous(name)
+            claim = self._claim_of_credential(named) or self._default
+        return _UNKNOWN_KEY if claim is None else claim
+
+    def identify(
+        self, claim: Claim, named: Mapping[bytes, bytes], asked: EngineRequest, *, trusted: bool
+    ) -> Caller | Problem:
         """The caller, or why it is turned away. `asked` holds the names that its body says."""
-        named = dict(headers)
-        claim: _Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
-        if claim is None:
-            claim = self._claim_of_key(named) or self._default
-        if claim is None:
-            return _UNKNOWN_KEY
-        if isinstance(claim, Problem):
-            return claim
         application = self._application(claim, named.get(APPLICATION_HEADER))
         if isinstance(application, Problem):
             return application
-        user = named.get(USER_HEADER)
-        interaction = _interaction(named)
-        previous = None
-        if interaction is None:
-            previous = asked.previous_response or None
-            interaction = previous or asked.conversation or _trace(named)
+        header = named.get(USER_HEADER)
+        if claim.user is not None and not (trusted and header):
+            user = claim.user
+        else:
+            user = header.decode("latin-1") if header else asked.user
+        order = self._orders.get(application, _DEFAULT_ORDER)
+        interaction, is_previous = order.find(named, asked.interaction)
         return Caller(
             tenant=claim.tenant,
-            user=_short(user.decode("latin-1") if user else asked.user),
+            user=_short(user),
             application=application,
             interaction=_short(interaction) if interaction else None,
-            previous_response=previous,
+            previous_response=interaction if is_previous else None,
         )
 
-    def _claim_of_key(self, named: Mapping[bytes, bytes]) -> _Claim | None:
+    def _claim_of_credential(self, named: Mapping[bytes, bytes]) -> Claim | Problem | None:
+        """What a key or a token stands for; None for what nobody here gave out."""
         key = named.get(b"authorization")
         if key is not None:
             scheme, _, key = key.partition(b" ")
@@ -137,25 +204,32 @@ class IdentityTable:
                 return None
             key = key.strip()
         else:
-            key = named.get(b"x-api-key")
+            key = named.get(b"x-api-key") or named.get(b"api-key")
         if not key:
             return None
-        return self._keys.get(hmac.digest(self._salt, key, "sha256").hex())
+        digest = self._digest(key)
+        claim = self._keys.get(digest)
+        if claim is None and self._issuers is not None:
+            return self._issuers.claim(key, digest)
+        return claim
 
-    def _claim_of_proxy(self, headers: Headers, named: Mapping[bytes, bytes]) -> _Claim | Problem | None:
+    def _digest(self, secret: bytes) -> str:
+        return hmac.digest(self._salt, secret, "sha256").hex()
+
+    def _claim_of_proxy(self, headers: Headers, named: Mapping[bytes, bytes]) -> Claim | Problem | None:
         """What a trusted proxy says. Two different values of one header mean that it let one through."""
         for name, claims in self._headers.items():
             value = named.get(name)
             if value is None:
                 continue
-            if any(key == name and other != value for key, other in headers):
-                return Problem(400, "ambiguous_identity", f"The header {name.decode()} has several values.")
+            if _is_ambiguous(headers, name, value):
+                return _ambiguous(name)
             claim = claims.get(value)
             if claim is not None:
                 return claim
         return None
 
-    def _application(self, claim: _Claim, header: bytes | None) -> str | Problem:
+    def _application(self, claim: Claim, header: bytes | None) -> str | Problem:
         if header is None:
             return claim.application or DEFAULT_APPLICATION
         name = self._applications.get(header)
@@ -168,7 +242,7 @@ class IdentityTable:
             return Problem(
                 403,
                 "application_not_allowed",
-                f"This API key is for application {claim.application!r}, not {name!r}.",
+                f"This key or token is for application {claim.application!r}, not {name!r}.",
                 APPLICATION_HEADER.decode(),
             )
         return name
@@ -177,12 +251,12 @@ class IdentityTable:
 _UNKNOWN_KEY = Problem(401, "invalid_api_key", "No valid API key was given.")
 
 
-def _interaction(named: Mapping[bytes, bytes]) -> str | None:
-    for header in INTERACTION_HEADERS:
-        value = named.get(header)
-        if value:
-            return value.decode("latin-1")
-    return None
+def _is_ambiguous(headers: Headers, name: bytes, value: bytes | None) -> bool:
+    return any(key == name and other != value for key, other in headers)
+
+
+def _ambiguous(name: bytes) -> Problem:
+    return Problem(400, "ambiguous_identity", f"The header {name.decode()} has several values.")
 
 
 def _trace(named: Mapping[bytes, bytes]) -> str | None:

@@ -100,7 +100,7 @@ class Proxy:
         """The bytes of a request for the engine."""
         table = self._identities.table
         without = _NOTHING
-        if table is not None and not self._trusts(connection, table):
+        if table is not None and not self._trusts(connection, request, table):
             without = table.header_names
         return engine_head(request, without=without, length=len(body)) + body
 
@@ -115,15 +115,18 @@ class Proxy:
             connection.write(self.unavailable(request, reason))
             connection.finished(reuse=request.keep_alive)
             return None
-        trusted = self._trusts(connection, table)
-        asked = endpoint.read(request.body, request.headers, trusted=trusted)
-        caller = table.identify(request.headers, asked, trusted=trusted)
+        trusted = self._trusts(connection, request, table)
+        named = dict(request.headers)
+        claim = table.authenticate(request.headers, named, trusted=trusted)
+        if isinstance(claim, Problem):
+            self._deny(connection, request, claim)
+            return None
+        asked = endpoint.read(request.body, request.headers, trusted=trusted, cache_salt=claim.cache_salt)
+        caller = table.identify(claim, named, asked, trusted=trusted)
         if asked.background and not isinstance(caller, Problem):
             caller = _BACKGROUND
         if isinstance(caller, Problem):
-            self.metrics.denied(caller.code)
-            connection.write(problem_response(request, caller, reuse=request.keep_alive))
-            connection.finished(reuse=request.keep_alive)
+            self._deny(connection, request, caller)
             return None
         call = self._call(caller, asked, endpoint, len(request.body))
         work = ScheduledCall(connection, request, self, call, asked, endpoint)
@@ -132,6 +135,11 @@ class Proxy:
             return work
         work.evicted(refusal)
         return None
+
+    def _deny(self, connection: Connection, request: Request, problem: Problem) -> None:
+        self.metrics.denied(problem.code)
+        connection.write(problem_response(request, problem, reuse=request.keep_alive))
+        connection.finished(reuse=request.keep_alive)
 
     def _call(self, caller: Caller, asked: EngineRequest, endpoint: Endpoint, body_bytes: int) -> Call:
         scheduler = self.dispatcher.scheduler
@@ -161,10 +169,10 @@ class Proxy:
             body_bytes=body_bytes,
         )
 
-    def _trusts(self, connection: Connection, table: IdentityTable) -> bool:
+    def _trusts(self, connection: Connection, request: Request, table: IdentityTable) -> bool:
         if connection.trust is not table:
             connection.trust, connection.trusted = table, table.trusts(connection.peer)
-        return connection.trusted
+        return connection.trusted or table.trusts_token(request.headers)
 
 
 class ScheduledCall(Forwarding):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairserve.config import INTERACTION_SOURCES
 from fairserve.engine.requests import (
     EngineRequest,
     chat_batch_amount,
@@ -171,6 +172,9 @@ def test_background_is_seen_only_where_it_exists():
         ({"user": None, "metadata": {"user_id": "m"}}, "m"),
         ({"metadata": {"user_id": 5}}, ""),
         ({"metadata": "user_id"}, ""),
+        ({"metadata": {"user_id": "user_ab_account_cd_session_ef-1"}}, "user_ab_account_cd"),
+        ({"metadata": {"user_id": '{"device_id": "d", "session_id": "ef-1"}'}}, '{"device_id": "d"}'),
+        ({"metadata": {"user_id": "{not json"}}, "{not json"),
     ],
 )
 def test_user_has_several_names(fields, user):
@@ -178,17 +182,68 @@ def test_user_has_several_names(fields, user):
 
 
 @pytest.mark.parametrize(
-    ("fields", "previous", "conversation"),
+    ("fields", "name", "value"),
     [
-        ({"previous_response_id": "r", "conversation": "c"}, "r", "c"),
-        ({"conversation": {"id": "c"}, "metadata": {"session_id": "s"}}, "", "c"),
-        ({"conversation": {"id": 5}, "metadata": {"session_id": "s"}}, "", "s"),
-        ({"previous_response_id": 5, "conversation": [], "metadata": []}, "", ""),
+        ({"previous_response_id": "r"}, "previous_response_id", "r"),
+        ({"previous_response_id": 5}, "previous_response_id", ""),
+        ({"conversation": "c"}, "conversation", "c"),
+        ({"conversation": {"id": "c"}}, "conversation", "c"),
+        ({"conversation": {"id": 5}}, "conversation", ""),
+        ({"conversation": []}, "conversation", ""),
+        ({"session_id": "s"}, "session_id", "s"),
+        ({"vllm_xargs": {"session_id": "s"}}, "vllm_xargs.session_id", "s"),
+        ({"vllm_xargs": "session_id"}, "vllm_xargs.session_id", ""),
+        ({"metadata": {"session_id": "s"}}, "metadata.session_id", "s"),
+        ({"metadata": []}, "metadata.session_id", ""),
+        ({"metadata": {"user_id": "user_ab_account__session_ef-1"}}, "metadata.user_id", "ef-1"),
+        ({"metadata": {"user_id": '{"device_id":"d","session_id":"ef-1"}'}}, "metadata.user_id", "ef-1"),
+        ({"metadata": {"user_id": '{"session_id":5}'}}, "metadata.user_id", ""),
+        ({"metadata": {"user_id": "{" * 5000}}, "metadata.user_id", ""),
+        ({"metadata": {"user_id": "session_ef-1"}}, "metadata.user_id", ""),
     ],
 )
-def test_interaction_has_several_names(fields, previous, conversation):
-    asked = read(**fields)
-    assert (asked.previous_response, asked.conversation) == (previous, conversation)
+def test_interaction_has_several_names(fields, name, value):
+    assert f"body:{name}" in INTERACTION_SOURCES
+    found = read(**fields).interaction
+    assert found[name] == value
+    assert not any(other for key, other in found.items() if key != name)
+
+
+def test_body_without_names_names_nothing():
+    assert not read(messages=[]).interaction
+
+
+@pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        (b"{}", b'{"cache_salt": "ours"}'),
+        (b' { "a" : "}" } \n', b' { "a" : "}" ,"cache_salt": "ours"}'),
+        (b'{"cache_salt": "theirs", "a": 1}', b'{ "a": 1,"cache_salt": "ours"}'),
+        (b'{"a": 1, "cache_salt": "x", "cache_salt": "y"}', b'{"a": 1,"cache_salt": "ours"}'),
+        (b'{"cache_s\\u0061lt": "theirs"}', b'{"cache_salt": "ours"}'),
+        ('{"a": "ä"}'.encode("utf-16"), b'{"a": "\\u00e4", "cache_salt": "ours"}'),
+        (b"[1]", b"[1]"),
+        (b"{", b"{"),
+    ],
+)
+def test_salt_is_the_tenants_and_all_else_stays(body, payload):
+    asked = read_json(body, completion_amount, trusted=False, cache_salt="ours")
+    assert asked.payload == payload
+
+
+@pytest.mark.parametrize(
+    ("body", "salt"),
+    [(b'{"cache_salt": "theirs"}', "theirs"), (b'{"cache_salt": null}', "ours"), (b"{}", "ours")],
+)
+def test_salt_of_a_trusted_client_stays(body, salt):
+    asked = read_json(body, completion_amount, trusted=True, cache_salt="ours")
+    assert json.loads(asked.payload)["cache_salt"] == salt
+
+
+def test_salt_and_usage_go_into_one_body():
+    body = b'{"stream": true}'
+    asked = read_json(body, completion_amount, trusted=False, cache_salt="s", usage_on_request=True)
+    assert asked.payload == b'{"stream": true,"cache_salt": "s","stream_options": {"include_usage": true}}'
 
 
 @pytest.mark.parametrize(

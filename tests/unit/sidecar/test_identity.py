@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fairserve.config import SchedulerConfig, key_digest
+from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve.engine.requests import EngineRequest
-from fairserve.sidecar.identity import INTERACTION_HEADERS, Caller, IdentityTable
+from fairserve.sidecar.identity import Caller, IdentityTable
 from fairserve.sidecar.refusals import Problem
 
 SALT = "ab" * 16
@@ -24,6 +24,7 @@ def table(**changes) -> IdentityTable:
             ],
             "headers": [{"name": "x-team", "value": "bee", "tenant": "b"}],
             "trusted_proxies": ["10.0.0.0/8", "fd00::/8"],
+            "hop_tokens": [key_digest(SALT, "hop"), key_digest(SALT, "next-hop")],
         },
         "tenants": [{"name": "a"}, {"name": "b"}],
         "applications": [
@@ -34,9 +35,17 @@ def table(**changes) -> IdentityTable:
     return IdentityTable(SchedulerConfig.model_validate({**fields, **changes}))
 
 
+def identify_pairs(pairs, asked=EngineRequest(b""), *, trusted: bool = False, **changes):  # noqa: B008 - frozen
+    identities, named = table(**changes), dict(pairs)
+    claim = identities.authenticate(pairs, named, trusted=trusted)
+    if isinstance(claim, Problem):
+        return claim
+    return identities.identify(claim, named, asked, trusted=trusted)
+
+
 def identify(headers: dict[str, str], body_user: str = "", *, trusted: bool = False, **changes):
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return table(**changes).identify(pairs, EngineRequest(b"", user=body_user), trusted=trusted)
+    return identify_pairs(pairs, EngineRequest(b"", user=body_user), trusted=trusted, **changes)
 
 
 def code(result) -> str:
@@ -45,7 +54,14 @@ def code(result) -> str:
 
 
 @pytest.mark.parametrize(
-    "headers", [{"authorization": "Bearer ka"}, {"authorization": "bearer  ka "}, {"x-api-key": "ka"}]
+    "headers",
+    [
+        {"authorization": "Bearer ka"},
+        {"authorization": "bearer  ka "},
+        {"x-api-key": "ka"},
+        {"api-key": "ka"},
+        {"authorization": "Bearer ka", "x-api-key": "kü", "api-key": "kü"},
+    ],
 )
 def test_key_is_its_tenant(headers):
     assert identify(headers) == Caller("a", "", "_default", None)
@@ -64,6 +80,7 @@ def test_key_may_hold_any_text_and_pin_an_application():
         {"authorization": "Basic ka"},
         {"authorization": "ka"},
         {"x-api-key": ""},
+        {"authorization": "Bearer nope", "x-api-key": "ka"},
     ],
 )
 def test_unknown_caller_is_refused_or_the_default_tenant(headers):
@@ -75,7 +92,12 @@ def test_unknown_caller_is_refused_or_the_default_tenant(headers):
 
 
 def test_header_names_a_tenant_only_from_a_trusted_hop():
-    for headers in ({"x-team": "bee"}, {"x-fairserve-tenant": "b"}):
+    for headers in (
+        {"x-team": "bee"},
+        {"x-fairserve-tenant": "b"},
+        {"x-llm-d-inference-fairness-id": "b"},
+        {"x-gateway-inference-fairness-id": "b"},
+    ):
         assert code(identify(headers)) == "invalid_api_key"
         assert identify(headers, trusted=True).tenant == "b"
         assert identify({**headers, "x-api-key": "ka"}).tenant == "a"
@@ -89,7 +111,39 @@ def test_header_with_an_unknown_value_names_nobody():
 
 def test_two_values_of_an_identity_header_are_refused():
     pairs = [(b"x-team", b"bee"), (b"x-team", b"cee")]
-    assert code(table().identify(pairs, EngineRequest(b""), trusted=True)) == "ambiguous_identity"
+    assert code(identify_pairs(pairs, trusted=True)) == "ambiguous_identity"
+
+
+@pytest.mark.parametrize("name", [b"authorization", b"x-api-key", b"api-key"])
+def test_two_keys_are_refused_but_not_one_said_twice(name):
+    pairs = [(name, b"Bearer kx"), (name, b"Bearer ka")]
+    for said in (pairs, pairs[::-1]):
+        assert code(identify_pairs(said)) == "ambiguous_identity"
+    key = b"Bearer ka" if name == b"authorization" else b"ka"
+    assert identify_pairs([(name, key), (b"accept", b"*/*"), (name, key)]).tenant == "a"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "trusted"),
+    [
+        ([b"hop"], True),
+        ([b"next-hop"], True),
+        ([b"hop "], False),
+        ([key_digest(SALT, "hop").encode()], False),
+        ([b""], False),
+        ([], False),
+        ([b"hop", b"hop"], False),
+        ([b"guess", b"hop"], False),
+    ],
+)
+def test_hop_shows_itself_by_one_token(tokens, trusted):
+    headers = [(b"x-fairserve-hop-token", token) for token in tokens]
+    assert table().trusts_token(headers) is trusted
+
+
+def test_without_hop_tokens_no_token_is_trusted():
+    identities = table(identity={"salt": SALT})
+    assert not identities.trusts_token([(b"x-fairserve-hop-token", b"hop")])
 
 
 @pytest.mark.parametrize(
@@ -132,28 +186,49 @@ def test_application_must_exist_and_agree_with_the_key():
     assert (other.status, other.code) == (403, "application_not_allowed")
 
 
-def test_first_interaction_header_wins():
-    headers = {name.decode(): name.decode() for name in reversed(INTERACTION_HEADERS)}
-    for name in INTERACTION_HEADERS:
-        assert identify({"x-api-key": "ka", **headers}).interaction == name.decode()
-        del headers[name.decode()]
-    assert identify({"x-api-key": "ka", **headers}).interaction is None
-
-
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+#: Every source that a call may name its interaction by, and the name that it gives.
+NAMES = {source: source.partition(":")[2] for source in INTERACTION_SOURCES} | {"traceparent": TRACE[3:35]}
 
 
-def test_interaction_is_named_by_header_then_by_body_then_by_trace():
-    pairs = [(b"x-api-key", b"ka"), (b"traceparent", TRACE.encode())]
-    said = EngineRequest(b"", previous_response="r", conversation="c")
-    caller = table().identify([*pairs, (b"x-session-id", b"s")], said, trusted=False)
-    assert (caller.interaction, caller.previous_response) == ("s", None)
-    caller = table().identify(pairs, said, trusted=False)
-    assert (caller.interaction, caller.previous_response) == ("r", "r")
-    caller = table().identify(pairs, EngineRequest(b"", conversation="c"), trusted=False)
-    assert (caller.interaction, caller.previous_response) == ("c", None)
-    caller = table().identify(pairs, EngineRequest(b""), trusted=False)
-    assert caller.interaction == "0af7651916cd43dd8448eb211c80319c"
+def interaction_of(sources, **changes):
+    """Which source counts when a call names its interaction in all of these."""
+    headers = {NAMES[s].encode(): NAMES[s].encode() for s in sources if s.startswith("header:")}
+    if "traceparent" in sources:
+        headers[b"traceparent"] = TRACE.encode()
+    body = {NAMES[s]: NAMES[s] for s in sources if s.startswith("body:")}
+    pairs = [(b"x-api-key", b"ka"), (b"x-fairserve-application", b"chat"), *headers.items()]
+    return identify_pairs(pairs, EngineRequest(b"", interaction=body), **changes)
+
+
+def test_first_name_of_an_interaction_wins():
+    for at, source in enumerate(INTERACTION_SOURCES):
+        caller = interaction_of(INTERACTION_SOURCES[at:][::-1])
+        assert caller.interaction == NAMES[source]
+        assert (caller.previous_response is not None) is (source == "body:previous_response_id")
+    assert interaction_of([]).interaction is None
+
+
+@pytest.mark.parametrize("source", INTERACTION_SOURCES)
+def test_one_name_is_enough(source):
+    assert interaction_of([source]).interaction == NAMES[source]
+
+
+def test_application_may_change_the_order_and_leave_names_out():
+    order = ["traceparent", "body:session_id", "header:session-id"]
+    chat = {"name": "chat", "input_tokens": 1, "output_tokens": 1, "interaction_sources": order}
+    changes = {"applications": [chat, {"name": "agent", "input_tokens": 1, "output_tokens": 1}]}
+    for at, source in enumerate(order):
+        assert interaction_of(order[at:], **changes).interaction == NAMES[source]
+    others = [source for source in INTERACTION_SOURCES if source not in order]
+    caller = interaction_of(others, **changes)
+    assert (caller.interaction, caller.previous_response) == (None, None)
+
+
+def test_application_may_let_each_call_stand_alone():
+    chat = {"name": "chat", "input_tokens": 1, "output_tokens": 1, "interaction_sources": []}
+    agent = {"name": "agent", "input_tokens": 1, "output_tokens": 1}
+    assert interaction_of(INTERACTION_SOURCES, applications=[chat, agent]).interaction is None
 
 
 @pytest.mark.parametrize(
