@@ -191,6 +191,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pay(call.tenant, None, book.of_tenant)
         self.pay(call.tenant, call.user, book.of_flow)
 
+    @precondition(lambda self: self.books)
+    @rule(data=st.data())
+    def turn_away(self, data):
+        """The engine refuses a call before it computes anything: it waits again and has cost nothing."""
+        call_id = data.draw(st.sampled_from(sorted(self.books)))
+        begins = not self.scheduler.running_calls()[call_id].continues
+        self.scheduler.requeue(call_id, self.now)
+        del self.books[call_id]
+        self.waiting[call_id] = begins
+
     def pay(self, tenant, user, units):
         self.paid[tenant, user] = self.paid.get((tenant, user), 0) + units
 

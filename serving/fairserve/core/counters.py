@@ -74,6 +74,12 @@ class CounterQueue(Generic[M]):
         self._push(member, self._place(member))
         self._push_low(member)
 
+    def come_back(self, member: M) -> None:
+        """Let a member in that left for a call which is put back: it did not idle, so it is not lifted."""
+        self._size += 1
+        self._push(member, self._place(member))
+        self._push_low(member)
+
     def leave(self, member: M) -> None:
         """Let a member out that has nothing waiting any more."""
         member.entry = member.low_entry = 0

@@ -7,6 +7,7 @@ so that any of them leaves in O(1), and an idle flow holds no queue.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from typing import Final
@@ -115,6 +116,12 @@ class Timeline:
             calls.popleft()
         return None
 
+    def put_back(self, ticket: Ticket) -> None:
+        """A call waits again, at the place that its arrival gives it."""
+        at = bisect_left(self.calls, ticket.number, key=_number)
+        self.calls.insert(at, ticket)
+        self.waiting += 1
+
     def sweep(self) -> None:
         """Drop calls that wait no longer."""
         self.calls = deque(ticket for ticket in self.calls if ticket.stage == WAITS)
@@ -221,6 +228,27 @@ class Flow(Member):
         else:
             self.last = before
         ticket.before = ticket.after = None
+
+    def link(self, ticket: Ticket) -> None:
+        """Put a call back between its neighbours. It was first when it went, so that only calls that came
+        before it and were put back as well are before it now.
+        """
+        before, after = None, self.first_continuing if ticket.continues else self.first
+        while after is not None and after.number < ticket.number:
+            before, after = after, after.after
+        ticket.before, ticket.after = before, after
+        if before is not None:
+            before.after = ticket
+        elif ticket.continues:
+            self.first_continuing = ticket
+        else:
+            self.first = ticket
+        if after is not None:
+            after.before = ticket
+        elif ticket.continues:
+            self.last_continuing = ticket
+        else:
+            self.last = ticket
 
     def beginning(self) -> Iterator[Ticket]:
         """Waiting calls that begin an interaction, newest first."""
@@ -389,6 +417,31 @@ class Backlog:
         tenant.queued -= 1
         self.queued -= 1
 
+    def put_back(self, gone: Ticket) -> Ticket:
+        """Let a call that ran wait again, in its old place; its new ticket. The old one may still stand in
+        its timeline, and is dropped there as one that is gone.
+        """
+        gone.stage = GONE
+        timeline = self._timeline(gone.timeline.max_wait_s)
+        ticket = Ticket(
+            gone.call, gone.part, timeline, gone.arrived, gone.number, gone.interaction, gone.continues
+        )
+        self.calls[ticket.call_id] = ticket
+        timeline.put_back(ticket)
+        flow = ticket.flow
+        tenant = flow.tenant
+        if ticket.continues:
+            flow.continuing += 1
+            tenant.continuing += 1
+        flow.link(ticket)
+        flow.bytes += ticket.body_bytes
+        tenant.bytes += ticket.body_bytes
+        self.bytes += ticket.body_bytes
+        flow.waiting += 1
+        tenant.queued += 1
+        self.queued += 1
+        return ticket
+
     def drop_empty_timelines(self) -> None:
         """Forget waits that no tenant has any more."""
         used = {tenant.timeline for tenant in self.tenants.values()}
@@ -412,3 +465,7 @@ class Backlog:
         if timeline is None:
             timeline = self.timelines[max_wait_s] = Timeline(max_wait_s)
         return timeline
+
+
+def _number(ticket: Ticket) -> int:
+    return ticket.number

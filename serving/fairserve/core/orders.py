@@ -25,6 +25,10 @@ class Order:
     def joined(self, flow: Flow) -> None:
         """A flow has a call waiting, its first, or its first that continues an interaction."""
 
+    def returned(self, flow: Flow) -> None:
+        """The same, of a call that the engine turned away."""
+        self.joined(flow)
+
     def lift(self, flow: Flow) -> None:
         """A flow is about to be charged though it may be idle."""
 
@@ -76,6 +80,18 @@ class LeastServed(Order):
             tenant.queue.lower(flow)
         if not tenant.entry:
             self.tenants.enter(tenant)
+        else:
+            self.tenants.lower(tenant)
+
+    def returned(self, flow: Flow) -> None:
+        """Put it and its tenant back where they were: nothing was given to them, and they did not idle."""
+        tenant = flow.tenant
+        if not flow.entry:
+            tenant.queue.come_back(flow)
+        else:
+            tenant.queue.lower(flow)
+        if not tenant.entry:
+            self.tenants.come_back(tenant)
         else:
             self.tenants.lower(tenant)
 

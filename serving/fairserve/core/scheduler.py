@@ -3,7 +3,8 @@
 It does no I/O and reads no clock: time is an argument, in seconds, on any clock that the caller keeps to.
 One writer calls it: the sidecar's event loop, or the simulator's.
 
-A call's life: `enqueue` → (`cancel` | `expire` | `dispatch` → `progress`* → `finish`).
+A call's life: `enqueue` → (`cancel` | `expire` | `dispatch` → `progress`* → `finish`). From the engine
+`requeue` takes it back to where `enqueue` had put it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ _FOREVER: Final = math.inf
 #: A time that is older than the newest by this many seconds at most was read before it was told.
 _LATE_S: Final = 1.0
 _COMPLETED: Final = Outcome.COMPLETED
+_NOTHING: Final = Usage(0, 0)
 # One decision of each kind is made for every call; this way of making a tuple takes half the time.
 _queued: Final[Callable[[tuple[Any, ...]], Queued]] = partial(tuple.__new__, Queued)
 _dispatched: Final[Callable[[tuple[Any, ...]], Dispatched]] = partial(tuple.__new__, Dispatched)
@@ -249,6 +251,28 @@ class Scheduler:
             self.memory.idles(flow, now)
         return _settled((call_id, call.tenant, call.application, outcome, ticket.units, usage))
 
+    def requeue(self, call_id: int, now: float) -> None:
+        """The engine turned a dispatched call away before it computed anything: the call waits again, in the
+        place that its arrival gives it, and its charge is undone. Bounds of queues don't stop it: it was
+        admitted. Raises UnknownCallError for a call that does not run, TimeError; nothing has changed then.
+        """
+        backlog = self.backlog
+        gone = backlog.calls.get(call_id)
+        if gone is None or gone.stage != RUNS:
+            raise UnknownCallError(f"call {call_id} does not run")
+        self._time(now)
+        flow = gone.flow
+        self._charge(gone, _NOTHING)
+        self._inflight_tokens -= gone.input_tokens + gone.charged_output
+        flow.running -= 1
+        flow.tenant.running -= 1
+        backlog.running -= 1
+        ticket = backlog.put_back(gone)
+        if flow.waiting == 1 or (flow.continuing == 1 and ticket.continues):
+            self.order.returned(flow)
+        if self.overflow.active:
+            self.overflow.note(flow, self.settings.queue)
+
     def cancel(self, call_id: int, now: float) -> bool:
         """Take a waiting call out because its client left. False if it does not wait. Raises TimeError."""
         now = self._time(now)
@@ -258,14 +282,16 @@ class Scheduler:
         self._take_out(ticket, now)
         return True
 
-    def expire(self, now: float) -> tuple[Evicted, ...]:
+    def expire(self, now: float, most_s: float = _FOREVER) -> tuple[Evicted, ...]:
         """Evict calls that waited too long, let learned profiles move, and forget what no longer matters.
-        Call it about each second. Raises TimeError.
+        Call it about each second. Nothing waits longer than `most_s` seconds either, whatever its settings
+        say. Raises TimeError.
         """
         now = self._time(now)
         evicted = []
         for timeline in self.backlog.timelines.values():
-            while (ticket := timeline.first()) is not None and ticket.arrived + timeline.max_wait_s <= now:
+            most = min(timeline.max_wait_s, most_s)
+            while (ticket := timeline.first()) is not None and ticket.arrived + most <= now:
                 evicted.append(self._evict(ticket, _QUEUE_TIMEOUT, now))
         self.backlog.drop_empty_timelines()
         for application in self.known_applications():

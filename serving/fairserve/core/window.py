@@ -28,6 +28,8 @@ class DispatchWindow:
 
     #: Preemption recomputes a prompt: give back this share of the window for it.
     BACKOFF = 0.8
+    #: An engine that refused a call is asked for more than it held only after so many samples.
+    PATIENCE = 40
 
     def __init__(self, *, maximum: int = 256, initial: int = 8) -> None:
         if not 1 <= initial <= maximum:
@@ -36,6 +38,9 @@ class DispatchWindow:
         self._size = float(initial)
         self._kv_tokens: int | None = None
         self._preemptions: float | None = None
+        #: What the engine held when it refused a call, and how many samples ago that was; the maximum after.
+        self._ceiling = float(maximum)
+        self._samples = 0
 
     @property
     def size(self) -> int:
@@ -45,6 +50,10 @@ class DispatchWindow:
     def observe(self, sample: EngineSample, inflight: int) -> None:
         """Adapt to a sample. `inflight` is how many calls are with the engine now."""
         self._kv_tokens = sample.kv_tokens
+        if self._ceiling < self._maximum:
+            self._samples += 1
+            if self._samples % self.PATIENCE == 0:
+                self._ceiling += max(1.0, 0.1 * self._ceiling)
         preempted = self._preemptions is not None and sample.preemptions > self._preemptions
         self._preemptions = sample.preemptions
         # One or two waiting are on their way into the batch: without them a slot stays empty for a step.
@@ -56,6 +65,11 @@ class DispatchWindow:
         elif sample.waiting == 0 and inflight >= self.size:
             self._resize(self._size + max(1.0, 0.1 * self._size))
 
+    def refused(self, inflight: int) -> None:
+        """The engine, which holds `inflight` calls of ours, refused one more."""
+        self._ceiling, self._samples = min(float(self._maximum), max(1.0, float(inflight))), 0
+        self._resize(self._size)
+
     def admits(self, inflight_calls: int, inflight_tokens: int) -> bool:
         """Whether one more call may go. An idle engine always takes one, whatever its size."""
         if inflight_calls == 0:
@@ -65,4 +79,4 @@ class DispatchWindow:
         return self._kv_tokens is None or inflight_tokens < self._kv_tokens
 
     def _resize(self, size: float) -> None:
-        self._size = min(float(self._maximum), max(1.0, size))
+        self._size = min(self._ceiling, float(self._maximum), max(1.0, size))

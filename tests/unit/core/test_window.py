@@ -53,3 +53,28 @@ def test_it_admits_up_to_its_size():
     assert not window.admits(4, 0)
     with pytest.raises(ValueError, match="initial window"):
         DispatchWindow(initial=0)
+
+
+def test_an_engine_that_refused_a_call_is_not_asked_for_more_for_a_while():
+    window = DispatchWindow(maximum=64, initial=32)
+    window.refused(10)
+    assert window.size == 10
+    full = EngineSample(running=10, waiting=0, kv_use=0.1)
+    for _ in range(window.PATIENCE - 1):
+        window.observe(full, inflight=10)
+    assert window.size == 10
+    sizes = []
+    for _ in range(40 * window.PATIENCE):
+        window.observe(full, inflight=64)
+        sizes.append(window.size)
+    assert sizes[0] == 11
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == 64
+
+
+def test_an_idle_engine_that_refuses_is_asked_for_one_call_at_a_time():
+    window = DispatchWindow(initial=8)
+    window.refused(0)
+    assert window.size == 1
+    assert window.admits(0, 0)
+    assert not window.admits(1, 0)
