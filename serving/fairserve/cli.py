@@ -205,6 +205,27 @@ def sidecar(
         float, typer.Option(help="Seconds that calls may go on after SIGTERM.", min=0.0)
     ] = 30.0,
     max_window: Annotated[int, typer.Option(help="Calls that the engine ever holds at once.", min=1)] = 256,
+    engine_wait_s: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that calls wait for an engine that is gone or hangs, before they get 503.", min=0.0
+        ),
+    ] = 30.0,
+    engine_silence_s: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that the engine may say nothing of a stream that it has begun, or of any call while"
+            " it does not answer /health, before the call ends with an error.",
+            min=1.0,
+        ),
+    ] = 600.0,
+    engine_priority: Annotated[
+        bool,
+        typer.Option(
+            help="Tell the engine each call's place in its queue, for vLLM with"
+            " `--scheduling-policy priority`; it does not say by itself that it has that."
+        ),
+    ] = False,
     max_body_bytes: Annotated[
         int, typer.Option(help="Longest request body, in bytes; 413 above.", min=1)
     ] = 67_108_864,
@@ -231,6 +252,9 @@ def sidecar(
             poll_interval_s=poll_interval_s,
             grace_s=grace_s,
             max_window=max_window,
+            engine_wait_s=engine_wait_s,
+            engine_silence_s=engine_silence_s,
+            engine_priority=engine_priority,
             seed=seed,
             limits=Limits(max_body_bytes=max_body_bytes),
         )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve.sidecar.options import Address, Limits, SidecarOptions
@@ -56,8 +57,11 @@ async def running_sidecar(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     snapshot: Path | None = None,
     max_window: int = 256,
+    **options: Any,
 ) -> AsyncIterator[Sidecar]:
-    """A sidecar before `engine` (or a port); with `config` it boots from a file."""
+    """A sidecar before `engine` (or a port); with `config` it boots from a file.
+    `options`: of `SidecarOptions`.
+    """
     token_file, boot_file = folder / "token", folder / "config.json"
     token_file.write_text(TOKEN + "\n")
     if config is not None:
@@ -74,6 +78,7 @@ async def running_sidecar(
             max_window=max_window,
             seed=1,
             limits=limits,
+            **options,
         )
     )
     await sidecar.start()

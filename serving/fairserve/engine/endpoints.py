@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import urllib.parse
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Protocol
 
@@ -52,6 +53,15 @@ class Read(Protocol):
         """Never fails: the engine refuses what can't be read. `cache_salt` goes only where it is known."""
 
 
+class EventFormat(Enum):
+    """What a stream's events look like."""
+
+    OPENAI = auto()  #: objects without a name, `[DONE]` last; most of vLLM's own endpoints too
+    RESPONSES = auto()  #: named, numbered events
+    ANTHROPIC = auto()  #: named events
+    COHERE = auto()  #: objects with a type, `message-end` and `[DONE]` last
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A path whose calls are scheduled."""
@@ -63,6 +73,10 @@ class Endpoint:
     #: Bytes of body per input token where the scheduler can't learn it; None: it can.
     bytes_per_token: float | None = None
     makes_chains: bool = False  #: a later call may go on from an answer by its id
+    events: EventFormat = EventFormat.OPENAI
+    #: One prompt is admitted by the engine once: where it is refused, nothing of the call was computed.
+    admitted_once: bool = False
+    takes_priority: bool = True  #: the body has a field for its place in the engine's queue
 
 
 def _json(
@@ -92,12 +106,24 @@ _AUDIO = Endpoint(_audio, bytes_per_token=_AUDIO_BYTES_PER_TOKEN)
 
 #: Every path whose POST spends tokens.
 ENDPOINTS = {
-    "/v1/chat/completions": Endpoint(_completion(completion_amount), events_per_answer=1),
-    "/v1/completions": Endpoint(_completion(completion_amount)),
+    "/v1/chat/completions": Endpoint(_completion(completion_amount), events_per_answer=1, admitted_once=True),
+    "/v1/completions": Endpoint(_completion(completion_amount), admitted_once=True),
+    # The engine may call a tool of its own and be refused on the second turn: not admitted once.
     "/v1/responses": Endpoint(
-        _json(response_amount, runs_behind=True), Place.ANYWHERE, events_per_answer=4, makes_chains=True
+        _json(response_amount, runs_behind=True),
+        Place.ANYWHERE,
+        events_per_answer=4,
+        makes_chains=True,
+        events=EventFormat.RESPONSES,
     ),
-    "/v1/messages": Endpoint(_json(message_amount), Place.ANYWHERE, events_per_answer=2),
+    "/v1/messages": Endpoint(
+        _json(message_amount),
+        Place.ANYWHERE,
+        events_per_answer=2,
+        events=EventFormat.ANTHROPIC,
+        admitted_once=True,
+        takes_priority=False,
+    ),
     "/v1/chat/completions/batch": Endpoint(_json(chat_batch_amount)),
     "/v1/embeddings": _POOLING,
     "/v2/embed": Endpoint(_json(pooling_amount, salted=False), generates=False),
@@ -112,8 +138,14 @@ ENDPOINTS = {
     "/v1/audio/translations": _AUDIO,
     "/generative_scoring": Endpoint(_json(scoring_amount)),
     "/v1/systemone": Endpoint(_json(decision_amount), Place.ANYWHERE),
-    "/inference/v1/generate": Endpoint(_completion(tokens_amount), Place.BEGINNING),
-    "/cohere/v2/chat": Endpoint(_json(message_amount, salted=False), Place.ANYWHERE, events_per_answer=2),
+    "/inference/v1/generate": Endpoint(_completion(tokens_amount), Place.BEGINNING, admitted_once=True),
+    "/cohere/v2/chat": Endpoint(
+        _json(message_amount, salted=False),
+        Place.ANYWHERE,
+        events_per_answer=2,
+        events=EventFormat.COHERE,
+        admitted_once=True,
+    ),
     # SageMaker's one door: the body decides whether it is a chat, a completion or a prompt alone.
     "/invocations": Endpoint(_completion(completion_amount)),
 }

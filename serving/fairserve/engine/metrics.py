@@ -3,7 +3,8 @@
 The text has thousands of lines and is read often, so one expression picks the wanted lines and nothing
 else is parsed. Prometheus' escaping turns `vllm:` into `vllm_` on the way; both spellings are read. One
 server may report several engines (data parallel): counts are summed, and the fullest KV pool counts,
-because that one preempts first.
+because that one preempts first. vLLM's engine before 1.0 of its core ("V0") swapped calls out of a full KV
+pool, and counted them apart: they wait.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fairserve.core.window import EngineSample
 
 _LABELS = rb'(?:\{((?:[^"}]|"(?:[^"\\\n]|\\.)*")*)\})?'
 _LINE = re.compile(
-    rb"^vllm[:_](num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
+    rb"^vllm[:_](num_requests_running|num_requests_waiting|num_requests_swapped|kv_cache_usage_perc|gpu_cache_usage_perc"
     rb"|num_preemptions|num_preemptions_total|cache_config_info)" + _LABELS + rb"[ \t]+(\S+)",
     re.MULTILINE,
 )
@@ -24,6 +25,7 @@ _BLOCK_SIZE = re.compile(rb'(?:^|,)\s*block_size="(\d+)"')
 
 _RUNNING = b"num_requests_running"
 _WAITING = b"num_requests_waiting"
+_SWAPPED = b"num_requests_swapped"
 _PREEMPTIONS = (b"num_preemptions_total", b"num_preemptions")
 #: The first name that is there counts; the second is what vLLM called it before 0.10.
 _KV_USE = (b"kv_cache_usage_perc", b"gpu_cache_usage_perc")
@@ -33,10 +35,10 @@ _CACHE_CONFIG = b"cache_config_info"
 def read_sample(text: bytes) -> EngineSample | None:
     """The sample in a `/metrics` text; None where it doesn't have running, waiting and KV use."""
     values: dict[bytes, list[float]] = {}
-    kv_tokens = 0
+    pools: list[int] = []
     for name, labels, value in _LINE.findall(text):
         if name == _CACHE_CONFIG:
-            kv_tokens += _pool_size(labels)
+            pools.append(_pool_size(labels))
             continue
         number = _number(value)
         if number is not None:
@@ -47,10 +49,11 @@ def read_sample(text: bytes) -> EngineSample | None:
     preemptions = next((values[name] for name in _PREEMPTIONS if name in values), [0.0])
     return EngineSample(
         running=int(sum(values[_RUNNING])),
-        waiting=int(sum(values[_WAITING])),
+        waiting=int(sum(values[_WAITING]) + sum(values.get(_SWAPPED, ()))),
         kv_use=max(kv_use),
         preemptions=sum(preemptions),
-        kv_tokens=kv_tokens or None,
+        # One pool of unknown size leaves the sum unknown.
+        kv_tokens=sum(pools) if pools and all(pools) else None,
     )
 
 

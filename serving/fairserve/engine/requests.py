@@ -61,6 +61,7 @@ class EngineRequest:
     #: What may name the interaction, by the field that says it: the names are the config's, without `body:`.
     interaction: Mapping[str, str] = field(default_factory=dict)
     background: bool = False  #: the answer would come before the work
+    readable: bool = False  #: the body is a JSON object, so that a field can be added to it
 
 
 def read_json(
@@ -103,6 +104,7 @@ def read_json(
         user=user,
         interaction=names,
         background=runs_behind and boolean(fields.get("background")),
+        readable=True,
     )
 
 
@@ -162,6 +164,18 @@ def without_fields(body: bytes, fields: Fields, names: Collection[str]) -> bytes
     members = list(_members(text))
     kept = ",".join(text[start:end] for name, start, end in members if name not in names)
     return (text[: members[0][1]] + kept + text[members[-1][2] :]).encode("utf-8", "surrogatepass")
+
+
+def with_priority(body: bytes, priority: int) -> bytes:
+    """`body`, a JSON object, with its place in the engine's queue, smaller first. All other bytes stay: the
+    field goes last, where it wins over an earlier one; an encoding other than UTF-8 is written anew.
+    """
+    end = body.rstrip(b" \t\r\n")
+    if not end.endswith(b"}") or json.detect_encoding(body) != "utf-8":
+        return json.dumps({**json.loads(body), "priority": priority}).encode()
+    members = end[:-1].rstrip(b" \t\r\n")
+    comma = b"" if members.endswith(b"{") else b","
+    return b'%b%b"priority": %d}' % (members, comma, priority)
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:

@@ -7,6 +7,7 @@ while the engine has room goes at once, and a call that ends lets the next one g
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -38,6 +39,12 @@ class Waiter(Protocol):
     def evicted(self, refusal: Refusal) -> None:
         """It has lost its place in the queue."""
 
+    def engine_gone(self) -> None:
+        """It has waited for an engine for as long as it may."""
+
+    def notice_silence(self, now: float, most_s: float, *, engine_answers: bool) -> None:
+        """It runs: give up if the engine has said nothing for `most_s` seconds."""
+
     def output_so_far(self, now: float) -> int:
         """Output tokens that the engine has produced for it, as far as can be told."""
 
@@ -51,6 +58,9 @@ class Dispatcher:
         window: DispatchWindow,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        engine_wait_s: float = 30.0,
+        engine_silence_s: float = 600.0,
     ) -> None:
         self.scheduler = scheduler
         self.window = window
@@ -59,7 +69,11 @@ class Dispatcher:
         self._waiting: dict[int, Waiter] = {}
         self._running: dict[int, Waiter] = {}
         self._last_id = 0
-        self._held = False
+        self.engine_wait_s = engine_wait_s  #: how long calls wait for an engine that is gone
+        self._engine_silence_s = engine_silence_s
+        self._held_since: float | None = None  #: since when the engine can't take calls
+        self._paused_until: float | None = None  #: how long it is let be after it turned a call away
+        self._stopped = False  #: either of both
         self._pumping = False
 
     def next_id(self) -> int:
@@ -105,50 +119,89 @@ class Dispatcher:
         self._pump(now)
         return settled
 
+    def put_back(self, waiter: Waiter) -> None:
+        """A dispatched call of which nothing was computed waits again in its place, uncharged."""
+        call_id = waiter.call.call_id
+        del self._running[call_id]
+        self.scheduler.requeue(call_id, self._clock())
+        self._waiting[call_id] = waiter
+
+    def turned_away(self, waiter: Waiter, pause_s: float) -> None:
+        """The engine has no room for a call that it was sent: nothing goes for `pause_s` seconds, and less
+        than it holds now for longer.
+        """
+        self.put_back(waiter)
+        self._metrics.engine_refusals += 1
+        self.window.refused(self.scheduler.running)
+        self._paused_until = max(self._paused_until or 0.0, self._clock() + pause_s)
+        self._stopped = True
+
     def hold(self) -> None:
-        """The engine is unreachable: let calls wait."""
-        self._held = True
+        """The engine is unreachable, dead or hung: let calls wait."""
+        if self._held_since is None:
+            self._held_since = self._clock()
+            self._stopped = True
 
     def release(self) -> None:
         """The engine answers again."""
-        if self._held:
-            self._held = False
-            self._pump(self._clock())
+        if self._held_since is not None:
+            self._held_since = None
+            self._go_on()
 
     @property
     def held(self) -> bool:
-        """Whether calls wait for an engine that is unreachable."""
-        return self._held
+        """Whether calls wait for an engine that does not answer."""
+        return self._held_since is not None
 
     def observe(self, sample: EngineSample) -> None:
         """The engine has told how it is."""
         self.window.observe(sample, self.scheduler.running)
         self._pump(self._clock())
 
-    def charge_progress(self) -> None:
-        """Charge running calls for what they have produced beyond their prediction."""
+    def tick(self) -> None:
+        """Charge running calls for what they have produced beyond their prediction, and go on after a pause.
+        Call it a few times a second.
+        """
         now = self._clock()
+        if self._paused_until is not None and now >= self._paused_until:
+            self._paused_until = None
+            self._go_on()
         for call_id, waiter in self._running.items():
             self.scheduler.progress(call_id, waiter.output_so_far(now))
 
     def expire(self) -> None:
-        """Evict calls that waited too long."""
-        self._evict(self.scheduler.expire(self._clock()))
+        """Evict calls that waited too long, and give up those over which the engine fell silent. Call it
+        about each second.
+        """
+        now = self._clock()
+        held_since = self._held_since
+        gone = held_since is not None and now - held_since >= self.engine_wait_s
+        evicted = self.scheduler.expire(now, self.engine_wait_s if gone else math.inf)
+        self._evict(evicted, engine_gone=gone)
+        for waiter in tuple(self._running.values()):
+            waiter.notice_silence(now, self._engine_silence_s, engine_answers=held_since is None)
 
-    def _evict(self, evicted: tuple[Evicted, ...]) -> None:
+    def _go_on(self) -> None:
+        self._stopped = self._held_since is not None or self._paused_until is not None
+        self._pump(self._clock())
+
+    def _evict(self, evicted: tuple[Evicted, ...], *, engine_gone: bool = False) -> None:
         for lost in evicted:
             waiter = self._waiting.pop(lost.call_id)
             counts = self._metrics.calls(waiter.call.tenant, waiter.call.application)
             counts.ended(Outcome.EVICTED)
-            counts.refused(lost.refusal.reason, ThrottlingMode.ENFORCE)
             self._metrics.wasted_tokens += lost.wasted_tokens
-            waiter.evicted(lost.refusal)
+            if engine_gone:
+                waiter.engine_gone()
+            else:
+                counts.refused(lost.refusal.reason, ThrottlingMode.ENFORCE)
+                waiter.evicted(lost.refusal)
 
     def _pump(self, now: float) -> None:
         """Dispatch while the engine has room. What happens inside may end a call and pump again: the loop
         that is running sees the room it makes.
         """
-        if self._pumping or self._held:
+        if self._pumping or self._stopped:
             return
         scheduler, window = self.scheduler, self.window
         self._pumping = True

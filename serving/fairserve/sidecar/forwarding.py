@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from http import HTTPStatus
 
+from fairserve.engine.admission import STATUS
 from fairserve.sidecar.messages import LAST_CHUNK, Request, ResponseHead, chunk, client_head
-from fairserve.sidecar.refusals import broken_engine_response
+from fairserve.sidecar.refusals import ENGINE_BROKEN, ENGINE_SILENT, Problem, failed_engine_response
 from fairserve.sidecar.server import Connection
 from fairserve.sidecar.upstream import Exchange, Failure, UpstreamPool
 
@@ -28,6 +29,7 @@ class Forwarding:
         self._unavailable = unavailable
         self._exchange: Exchange | None = None
         self._chunked = False
+        self._unframed = False  #: the answer's length was not declared, so that more can be said at its end
         self._reuse = False
         self._begun = False  #: the head has been written to the client
 
@@ -43,6 +45,8 @@ class Forwarding:
         """Pass on what arrived."""
         parts = []
         if head is not None:
+            if head.status == STATUS and self.withholds(head, data, ended=ended):
+                return
             parts.append(self._begin(head))
         data = self.passing(data, ended=ended)
         if data:
@@ -58,17 +62,25 @@ class Forwarding:
             self.connection.finished(reuse=self._reuse)
 
     def failed(self, failure: Failure) -> None:
-        """The engine is unreachable or broke off: say so if nothing has been said, else break off as well."""
+        """The engine is unreachable or broke off: say so if nothing has been said or it can be said at the
+        end, else break off as well.
+        """
         self._exchange = None
+        problem = ENGINE_SILENT if failure is Failure.SILENT else ENGINE_BROKEN
+        last = self.last_words(problem) if self._begun and self._unframed else None
         self.broke(failure)
-        if self._begun:
+        if last is not None:
+            self.connection.write(chunk(last) + LAST_CHUNK if self._chunked else last)
+            self.connection.finished(reuse=self._reuse)
+        elif self._begun:
             self.connection.abort()
-            return
-        if failure is Failure.UNREACHABLE:
-            self.connection.write(self._unavailable(self.request))
         else:
-            self.connection.write(broken_engine_response(self.request, reuse=self.request.keep_alive))
-        self.connection.finished(reuse=self.request.keep_alive)
+            reuse = self.request.keep_alive
+            if failure is Failure.UNREACHABLE:
+                self.connection.write(self._unavailable(self.request))
+            else:
+                self.connection.write(failed_engine_response(self.request, problem, reuse=reuse))
+            self.connection.finished(reuse=reuse)
 
     # -- from the client ----------------------------------------------------------------------------
 
@@ -95,6 +107,14 @@ class Forwarding:
         """The answer begins. Whether its length may change on the way."""
         return False
 
+    def withholds(self, head: ResponseHead, data: bytes, *, ended: bool) -> bool:
+        """Whether somebody else takes care of this answer, of `STATUS`, whose head has just come."""
+        return False
+
+    def last_words(self, problem: Problem) -> bytes | None:
+        """What ends an answer that broke off; None where it has no way to say so."""
+        return None
+
     def passing(self, data: bytes, *, ended: bool) -> bytes:
         """What of the body to pass on."""
         return data
@@ -115,7 +135,7 @@ class Forwarding:
         changes = self.begins(head)
         length = None if changes else head.length
         bodiless = head.status in _BODILESS or self.request.method == b"HEAD"
-        unframed = length is None and not bodiless
+        self._unframed = unframed = length is None and not bodiless
         self._chunked = unframed and not self.request.old_version
         self._reuse = self.request.keep_alive and (not unframed or self._chunked)
         return client_head(head, self.request, chunked=self._chunked, length=length, reuse=self._reuse)

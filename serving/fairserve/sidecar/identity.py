@@ -40,7 +40,7 @@ _GATEWAY_TENANT_HEADERS = (b"x-llm-d-inference-fairness-id", b"x-gateway-inferen
 _CREDENTIAL_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 _PREVIOUS_RESPONSE = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
-_PRIORITY_HEADER = b"x-vllm-priority"
+PRIORITY_HEADER = b"x-vllm-priority"
 #: W3C Trace Context: version, trace id, parent id, flags. Version ff and the zero id are invalid.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 #: A longer name of a user or an interaction is kept as its digest.
@@ -133,7 +133,7 @@ class IdentityTable:
                 identity.token_issuers, claims, self._default, frozenset(self._orders), clock
             )
         #: Headers that from an untrusted peer don't reach the engine: identity, and a place in its queue.
-        self.header_names = frozenset(self._headers) | {_PRIORITY_HEADER}
+        self.header_names = frozenset(self._headers) | {PRIORITY_HEADER}
 
     def trusts(self, peer: str) -> bool:
         """Whether identity headers from that address are believed."""

@@ -101,6 +101,7 @@ class Metrics(Collector):
         self.queue_wait = Histogram(_WAIT_BUCKETS_S)
         self.decision = Histogram(_DECISION_BUCKETS_S)
         self.wasted_tokens = 0
+        self.engine_refusals = 0  #: calls that the engine turned away before it computed anything
         self.gauges: Callable[[], Gauges] | None = None
         self._calls: dict[tuple[str, str], CallCounts] = {}
         self._service: dict[str, float] = {}
@@ -158,6 +159,11 @@ class Metrics(Collector):
             "fairserve_wasted_tokens",
             "Tokens computed for interactions that lost a later call.",
             value=self.wasted_tokens,
+        )
+        yield CounterMetricFamily(
+            "fairserve_engine_refusals",
+            "Times that the engine turned a call away before it computed anything, and it waited again.",
+            value=self.engine_refusals,
         )
         yield self.queue_wait.family("fairserve_queue_wait_seconds", "Time that dispatched calls waited.")
         yield self.decision.family("fairserve_decision_seconds", "Time in the scheduler per call.")

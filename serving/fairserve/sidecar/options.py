@@ -50,6 +50,9 @@ class SidecarOptions:
     poll_interval_s: float = 0.25  #: between two readings of the engine's metrics
     grace_s: float = 30.0  #: how long running calls may go on after SIGTERM
     max_window: int = 256  #: calls that the engine ever holds at once
+    engine_wait_s: float = 30.0  #: how long calls wait for an engine that is gone before they get 503
+    engine_silence_s: float = 600.0  #: how long the engine may say nothing of a stream that it has begun
+    engine_priority: bool = False  #: tell the engine each call's place in its queue
     seed: int | None = None  #: of jitter and sampling; None: from the system
     limits: Limits = field(default_factory=Limits)
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from fairserve.core.calls import Call, Dispatched, Outcome, Refusal, Usage
+from fairserve.engine.admission import may_be_sent_again
 from fairserve.engine.endpoints import Endpoint, path_of, scheduled
-from fairserve.engine.requests import EngineRequest
+from fairserve.engine.requests import EngineRequest, with_priority
 from fairserve.engine.usage import EventStream, KeptBody, header_usage, response_id
 from fairserve.sidecar.accounting import Pace, engine_answer
 from fairserve.sidecar.chains import ResponseChains
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
-from fairserve.sidecar.identity import Caller, IdentityTable
+from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable
 from fairserve.sidecar.messages import Request, ResponseHead, engine_head, own_response
 from fairserve.sidecar.metrics import CONTENT_TYPE, Metrics
 from fairserve.sidecar.refusals import (
@@ -29,7 +31,9 @@ from fairserve.sidecar.refusals import (
     refusal_response,
     unavailable_response,
 )
+from fairserve.sidecar.retries import FIRST_PAUSE_S, MOST_TRIES, WithheldAnswer, pause_s
 from fairserve.sidecar.server import Connection, Work
+from fairserve.sidecar.stream_errors import error_events
 from fairserve.sidecar.upstream import Failure, UpstreamPool
 
 METRICS = "/metrics"
@@ -66,6 +70,7 @@ class Proxy:
         identities: Identities,
         metrics: Metrics,
         rng: random.Random,
+        engine_priority: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.dispatcher = dispatcher
@@ -76,6 +81,8 @@ class Proxy:
         self.pace = Pace()
         self.chains = ResponseChains(rng)
         self.draining = False
+        self.first_pause_s = FIRST_PAUSE_S  #: after an engine turned a call away
+        self.engine_priority = engine_priority  #: the engine schedules by priority and is told ours
         self._identities = identities
 
     def handle(self, connection: Connection, request: Request) -> Work | None:
@@ -103,6 +110,23 @@ class Proxy:
         if table is not None and not self._trusts(connection, request, table):
             without = table.header_names
         return engine_head(request, without=without, length=len(body)) + body
+
+    def placed_request(
+        self, connection: Connection, request: Request, asked: EngineRequest, endpoint: Endpoint, place: int
+    ) -> bytes:
+        """The same with the call's place in the engine's queue, in the body and in the header that wins over
+        it. A trusted proxy's own is replaced: places compare only if they come from one hand.
+        """
+        body = asked.payload
+        if asked.readable and endpoint.takes_priority:
+            body = with_priority(body, place)
+        table = self._identities.table
+        without = _NOTHING
+        if table is not None and not self._trusts(connection, table):
+            without = table.header_names - {PRIORITY_HEADER}
+        headers = [header for header in request.headers if header[0] != PRIORITY_HEADER]
+        headers.append((PRIORITY_HEADER, b"%d" % place))
+        return engine_head(replace(request, headers=headers), without=without, length=len(body)) + body
 
     def unavailable(self, request: Request, reason: Unavailable = Unavailable.ENGINE_UNAVAILABLE) -> bytes:
         """A 503 of our own."""
@@ -194,6 +218,11 @@ class ScheduledCall(Forwarding):
         self._endpoint = endpoint
         self._dispatched_at: float | None = None
         self._status = 0
+        self._tries = 0  #: how often the engine turned it away or could not be reached
+        self._judged = False  #: its answer has been found to be no such refusal, or is looked at now
+        #: How far the answer was, and when that was new, on the proxy's clock.
+        self._heard = -1
+        self._heard_at = 0.0
         self._events: EventStream | None = None
         self._kept = KeptBody(endpoint.usage)
         self._in_header: Usage | None = None  #: usage that came before the body
@@ -204,10 +233,15 @@ class ScheduledCall(Forwarding):
 
     def go(self, dispatched: Dispatched) -> None:
         """Send the call to the engine."""
-        self._dispatched_at = self._proxy.clock()
-        self.send(
-            self._proxy.pool, self._proxy.engine_request(self.connection, self.request, self._asked.payload)
-        )
+        proxy, asked = self._proxy, self._asked
+        self._dispatched_at = proxy.clock()
+        if proxy.engine_priority:
+            data = proxy.placed_request(
+                self.connection, self.request, asked, self._endpoint, dispatched.priority
+            )
+        else:
+            data = proxy.engine_request(self.connection, self.request, asked.payload)
+        self.send(proxy.pool, data)
 
     def evicted(self, refusal: Refusal) -> None:
         """Answer with the refusal."""
@@ -218,6 +252,28 @@ class ScheduledCall(Forwarding):
             )
         )
         self.connection.finished(reuse=reuse)
+
+    def engine_gone(self) -> None:
+        """Answer that there is no engine."""
+        self.connection.write(self._proxy.unavailable(self.request))
+        self.connection.finished(reuse=self.request.keep_alive)
+
+    def notice_silence(self, now: float, most_s: float, *, engine_answers: bool) -> None:
+        """Give up an answer that has not moved for `most_s` seconds. One that has no events may take as long
+        as the engine is there; a client that doesn't keep up is its own fault.
+        """
+        exchange = self._exchange
+        heard = self._kept.length if self._events is None else self._events.events
+        if (
+            exchange is None
+            or exchange.paused
+            or heard != self._heard
+            or (self._events is None and engine_answers)
+        ):
+            self._heard, self._heard_at = heard, now
+        elif now - self._heard_at >= most_s:
+            exchange.cancel()
+            self.failed(Failure.SILENT)
 
     def output_so_far(self, now: float) -> int:
         """Tokens counted from the stream; without one, what the time would have yielded."""
@@ -242,6 +298,49 @@ class ScheduledCall(Forwarding):
         if metadata is not None:
             self._in_header = header_usage(metadata)
         return False
+
+    def withholds(self, head: ResponseHead, data: bytes, *, ended: bool) -> bool:
+        """Whether the engine may have turned the call away, so that it can go again."""
+        exchange = self._exchange
+        if (
+            self._judged
+            or exchange is None
+            or self._tries >= MOST_TRIES
+            or not may_be_sent_again(self._endpoint, self._asked)
+        ):
+            return False
+        self._judged = True
+        exchange.receiver = withheld = WithheldAnswer(self, exchange, head)
+        withheld.received(None, data, ended=ended)
+        return True
+
+    def turned_away(self, retry_after: bytes | None) -> None:
+        """Wait again, and let the engine be for a while."""
+        self._wait_again()
+        self._judged = False
+        pause = pause_s(self._tries, retry_after, self._proxy.first_pause_s)
+        self._proxy.dispatcher.turned_away(self, pause)
+
+    def failed(self, failure: Failure) -> None:
+        """Nothing was sent to an engine that can't be reached: wait for it with the others."""
+        if failure is Failure.UNREACHABLE and self._tries < MOST_TRIES:
+            self._wait_again()
+            self._proxy.dispatcher.hold()
+            self._proxy.dispatcher.put_back(self)
+        else:
+            super().failed(failure)
+
+    def last_words(self, problem: Problem) -> bytes | None:
+        """An error in a stream's own format, behind the end of an event that was cut."""
+        events = self._events
+        if events is None:
+            return None
+        return events.cut() + error_events(self._endpoint.events, problem, events.events)
+
+    def _wait_again(self) -> None:
+        self._tries += 1
+        self._exchange = None
+        self._dispatched_at = None
 
     def passing(self, data: bytes, *, ended: bool) -> bytes:
         """Count a stream's events and take our usage out of it; keep the end of any other answer."""

@@ -30,7 +30,7 @@ class Unavailable(StrEnum):
     """
 
     NOT_READY = "not_ready"  #: no configuration yet
-    ENGINE_UNAVAILABLE = "engine_unavailable"  #: the engine doesn't accept connections
+    ENGINE_UNAVAILABLE = "engine_unavailable"  #: the engine doesn't accept connections, or doesn't answer
     SHUTTING_DOWN = "shutting_down"
 
 
@@ -55,7 +55,7 @@ _ANTHROPIC_TYPES = {
 
 _UNAVAILABLE_MESSAGES = {
     Unavailable.NOT_READY: "This server has no configuration yet.",
-    Unavailable.ENGINE_UNAVAILABLE: "The model server does not accept connections.",
+    Unavailable.ENGINE_UNAVAILABLE: "The model server does not answer.",
     Unavailable.SHUTTING_DOWN: "This server is shutting down.",
 }
 
@@ -76,9 +76,14 @@ def unavailable_response(request: Request, reason: Unavailable, rng: random.Rand
     return _response(request, _Error(503, message, "server_error", reason.value), headers, reuse=reuse)
 
 
-def broken_engine_response(request: Request, *, reuse: bool) -> bytes:
-    """The whole 502 when the engine breaks off before it has answered."""
-    error = _Error(502, "The model server closed the connection.", "server_error", "engine_broken")
+#: The engine failed over a call that it was given, by closing the connection or by its silence.
+ENGINE_BROKEN = Problem(502, "engine_broken", "The model server closed the connection.")
+ENGINE_SILENT = Problem(504, "engine_silent", "The model server stopped answering.")
+
+
+def failed_engine_response(request: Request, problem: Problem, *, reuse: bool) -> bytes:
+    """The whole 502 or 504 when the engine fails before it has answered."""
+    error = _Error(problem.status, problem.message, "server_error", problem.code)
     return _response(request, error, [], reuse=reuse)
 
 

@@ -53,7 +53,14 @@ class Sidecar:
         self.metrics.gauges = self._gauges
         self.scheduler = Scheduler(Settings(), rng)
         window = DispatchWindow(maximum=options.max_window, initial=min(8, options.max_window))
-        self.dispatcher = Dispatcher(self.scheduler, window, self.metrics, clock)
+        self.dispatcher = Dispatcher(
+            self.scheduler,
+            window,
+            self.metrics,
+            clock,
+            engine_wait_s=options.engine_wait_s,
+            engine_silence_s=options.engine_silence_s,
+        )
         self.pool = UpstreamPool(options.engine, options.limits.connect_timeout_s, clock)
         self.watch = EngineWatch(self.pool, self.dispatcher, options.poll_interval_s, clock)
         self.proxy = Proxy(
@@ -62,6 +69,7 @@ class Sidecar:
             identities=self,
             metrics=self.metrics,
             rng=rng,
+            engine_priority=options.engine_priority,
             clock=clock,
         )
         self._server = Server(self.proxy, options.limits, clock)
@@ -238,7 +246,7 @@ class Sidecar:
             job()
 
     def _tick(self) -> None:
-        self.dispatcher.charge_progress()
+        self.dispatcher.tick()
         self._evaluate_overload()
 
     def _second(self) -> None:

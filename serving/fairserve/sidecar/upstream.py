@@ -29,6 +29,7 @@ class Failure(Enum):
 
     UNREACHABLE = auto()  #: no connection; nothing was sent
     BROKEN = auto()  #: the engine closed or spoke nonsense after the request was sent
+    SILENT = auto()  #: the engine said nothing for too long after the request was sent
 
 
 class Receiver(Protocol):

@@ -25,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 #: Engine metrics older than this are stale.
 STALE_S = 5.0
 _TIMEOUT_S = 2.0
+#: An engine that leaves so many questions unanswered in a row hangs; one or two may be a long step.
+_HANGS_AFTER = 3
 #: How often an engine that comes up is asked for its paths before it is let be.
 _DESCRIPTION_TRIES = 5
 #: How many poll intervals lie between two readings while nothing waits.
@@ -45,8 +47,10 @@ class EngineWatch:
         self._dispatcher = dispatcher
         self._interval_s = interval_s
         self._clock = clock
+        self.timeout_s = _TIMEOUT_S  #: how long the engine may take for an answer
         self._sampled_at: float | None = None
         self._problem: str | None = "the engine has not answered yet"
+        self._unanswered = 0  #: questions for its health in a row
         self._questions = _DESCRIPTION_TRIES  #: how often it may still be asked for its paths
         self.sample: EngineSample | None = None
         #: The engine's POST paths that may spend tokens unscheduled.
@@ -81,7 +85,7 @@ class EngineWatch:
 
     async def look(self) -> None:
         """Ask once for health and metrics."""
-        health = await fetch(self._pool, b"/health", _TIMEOUT_S)
+        health = await fetch(self._pool, b"/health", self.timeout_s)
         if isinstance(health, Failure):
             if health is Failure.UNREACHABLE:
                 self._note("the engine does not accept connections")
@@ -89,13 +93,21 @@ class EngineWatch:
             else:
                 self._note("the engine broke off its answer to /health")
             return
-        if health is None or health[0] >= 500:
-            said = "does not answer" if health is None else f"says {health[0]}"
-            self._note(f"the engine's /health {said}")
+        if health is None:
+            self._note("the engine's /health does not answer")
+            self._unanswered += 1
+            if self._unanswered >= _HANGS_AFTER:
+                self._dispatcher.hold()
+            return
+        self._unanswered = 0
+        if health[0] >= 500:
+            # vLLM says so when its engine is dead: it would fail every call.
+            self._note(f"the engine's /health says {health[0]}")
+            self._dispatcher.hold()
             return
         self._note(None)
         self._dispatcher.release()
-        metrics = await fetch(self._pool, b"/metrics", _TIMEOUT_S)
+        metrics = await fetch(self._pool, b"/metrics", self.timeout_s)
         if isinstance(metrics, tuple) and metrics[0] == 200:
             sample = read_sample(metrics[1])
             if sample is not None:
@@ -107,7 +119,7 @@ class EngineWatch:
     async def _compare_paths(self) -> None:
         """Name what passes unscheduled, once for each set of paths."""
         self._questions -= 1
-        answer = await fetch(self._pool, b"/openapi.json", _TIMEOUT_S)
+        answer = await fetch(self._pool, b"/openapi.json", self.timeout_s)
         if not isinstance(answer, tuple):
             return  # It makes its description when first asked, which takes time.
         self._questions = 0

@@ -10,9 +10,10 @@ import pytest
 from fairserve.core.calls import Refusal, RefusalReason
 from fairserve.sidecar.messages import Request
 from fairserve.sidecar.refusals import (
+    ENGINE_BROKEN,
     Problem,
     Unavailable,
-    broken_engine_response,
+    failed_engine_response,
     problem_response,
     refusal_response,
     retry_after,
@@ -112,5 +113,5 @@ def test_refusals_have_anthropics_types():
     assert (read(full)[0], read(full)[2]["type"]) == (503, "overloaded_error")
     away = unavailable_response(MESSAGES, Unavailable.ENGINE_UNAVAILABLE, rng, reuse=True)
     assert (read(away)[0], read(away)[2]["type"]) == (503, "overloaded_error")
-    broken = broken_engine_response(MESSAGES, reuse=True)
+    broken = failed_engine_response(MESSAGES, ENGINE_BROKEN, reuse=True)
     assert (read(broken)[0], read(broken)[2]["type"]) == (502, "api_error")
