@@ -20,6 +20,7 @@ from fairserve.engine.requests import (
     response_amount,
     scoring_amount,
     tokens_amount,
+    with_priority,
     without_fields,
 )
 
@@ -292,3 +293,27 @@ def test_taking_fields_out_leaves_the_others_as_they_were(fields, data):
     left = {name: value for name, value in fields.items() if name not in names}
     assert json.loads(without_fields(body, fields, names)) == left
     assert without_fields(body, fields, set()) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "placed"),
+    [
+        (b"{}", b'{"priority": 7}'),
+        (b" { \n} \n", b' {"priority": 7}'),
+        (b'{"a": {}}', b'{"a": {},"priority": 7}'),
+        (b'{"priority":1, "a":"{"} ', b'{"priority":1, "a":"{","priority": 7}'),
+    ],
+)
+def test_a_place_in_the_queue_goes_last_and_leaves_the_rest(body, placed):
+    assert with_priority(body, 7) == placed
+
+
+@given(
+    st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text())),
+    st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
+)
+def test_a_place_in_the_queue_is_what_the_engine_reads(fields, priority, encoding):
+    body = json.dumps(fields, ensure_ascii=False).encode(encoding, "surrogatepass")
+    assert read_completion(body).readable
+    assert json.loads(with_priority(body, priority)) == {**fields, "priority": priority}

@@ -260,3 +260,22 @@ def test_stream_of_coheres():
 )
 def test_id_of_an_answer(beginning, expected):
     assert response_id(beginning) == expected
+
+
+@pytest.mark.parametrize("strips", [True, False])
+@pytest.mark.parametrize("cut", range(len(TOKENS)))
+def test_stream_that_broke_off_ends_between_two_events(strips, cut):
+    stream = EventStream(strips=strips)
+    passed = stream.feed(TOKENS[:cut])
+    ended = passed + stream.cut()
+    assert not ended or ended.endswith(b"\n\n")
+    assert ended.rstrip(b"\n") == passed.rstrip(b"\n")
+    if strips:
+        assert ended == passed, "what was held back is dropped"
+
+
+@pytest.mark.parametrize("strips", [True, False])
+def test_overlong_event_that_broke_off_is_ended(strips):
+    stream = EventStream(strips=strips)
+    stream.feed(b"data: " + b"x" * 2_000_000)
+    assert stream.cut() == b"\n\n"
