@@ -105,25 +105,18 @@ class Proxy:
 
     def engine_request(self, connection: Connection, request: Request, body: bytes) -> bytes:
         """The bytes of a request for the engine."""
-        table = self._identities.table
-        without = _NOTHING
-        if table is not None and not self._trusts(connection, request, table):
-            without = table.header_names
-        return engine_head(request, without=without, length=len(body)) + body
+        return engine_head(request, without=self._withheld(connection, request), length=len(body)) + body
 
     def placed_request(
         self, connection: Connection, request: Request, asked: EngineRequest, endpoint: Endpoint, place: int
     ) -> bytes:
         """The same with the call's place in the engine's queue, in the body and in the header that wins over
-        it. A trusted proxy's own is replaced: places compare only if they come from one hand.
+        it. A trusted hop's own is replaced: places compare only if they come from one hand.
         """
         body = asked.payload
         if asked.readable and endpoint.takes_priority:
             body = with_priority(body, place)
-        table = self._identities.table
-        without = _NOTHING
-        if table is not None and not self._trusts(connection, table):
-            without = table.header_names - {PRIORITY_HEADER}
+        without = self._withheld(connection, request) - {PRIORITY_HEADER}
         headers = [header for header in request.headers if header[0] != PRIORITY_HEADER]
         headers.append((PRIORITY_HEADER, b"%d" % place))
         return engine_head(replace(request, headers=headers), without=without, length=len(body)) + body
@@ -192,6 +185,11 @@ class Proxy:
             interaction=interaction,
             body_bytes=body_bytes,
         )
+
+    def _withheld(self, connection: Connection, request: Request) -> frozenset[bytes]:
+        """Headers of the client's that don't reach the engine."""
+        table = self._identities.table
+        return _NOTHING if table is None or self._trusts(connection, request, table) else table.header_names
 
     def _trusts(self, connection: Connection, request: Request, table: IdentityTable) -> bool:
         if connection.trust is not table:
