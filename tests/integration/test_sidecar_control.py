@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from fairserve.difference import MEDIA_TYPE, Difference, diff
 from tests.fakes.engine import Reply, Seen, answer_at_once, token_event
 from tests.integration.sidecars import (
     KEY_A,
@@ -110,6 +111,50 @@ async def test_configuration_with_a_wrong_field_is_422_and_the_old_one_stays(sid
     assert (other_pool.status, "default/other" in other_pool.fields["error"]) == (422, True)
     assert sidecar.configuration.generation == 1
     assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+
+
+async def put_difference(sidecar, difference: Difference, **headers: str):
+    return await control(sidecar, "PUT", "/config", difference.to_bytes(), Content_Type=MEDIA_TYPE, **headers)
+
+
+async def test_a_difference_changes_what_it_names(sidecar):
+    newer = document(2, tenants=[{"name": "a", "weight": 7}, {"name": "b"}, {"name": "c"}])
+    difference = diff(document(1), newer)
+    for _ in range(2):  # an answer that got lost is asked for again
+        answer = await put_difference(sidecar, difference)
+        assert (answer.status, answer.fields) == (200, {"generation": 2, "hash": newer.content_hash})
+    assert sidecar.configuration.document == newer
+    assert sidecar.scheduler.tenant_settings("a").weight == 7
+    assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+
+
+async def test_a_difference_from_another_document_is_409_with_the_one_that_runs(tmp_path, engine, sidecar):
+    runs = {"generation": 1, "hash": document(1).content_hash}
+    for base, newer in (
+        (document(3), document(4, mode="Shadow")),
+        (document(1, mode="Shadow"), document(2)),
+        (document(1), document(1, mode="Shadow")),
+    ):
+        answer = await put_difference(sidecar, diff(base, newer))
+        assert (answer.status, answer.fields | {"error": ""}) == (409, {**runs, "error": ""})
+    assert sidecar.configuration.document == document(1)
+    async with running_sidecar(tmp_path, engine, None) as fresh:
+        answer = await put_difference(fresh, diff(document(1), document(2)))
+        assert (answer.status, answer.fields["generation"], answer.fields["hash"]) == (409, None, None)
+
+
+async def test_a_difference_that_makes_nothing_valid_is_422_and_the_old_one_stays(sidecar):
+    good = diff(document(1), document(2, mode="Shadow"))
+    for changes, named in (
+        ({"put": {"tenants": [{"name": "a", "weight": 0}]}}, "tenants.0.weight"),
+        ({"remove": {"tenants": ["a"]}}, "unknown tenant 'a'"),
+        ({"set": {"surprise": 1}}, "surprise"),
+    ):
+        answer = await put_difference(sidecar, good.model_copy(update=changes))
+        assert (answer.status, named in answer.fields["error"]) == (422, True), answer.body
+    broken = await control(sidecar, "PUT", "/config", b"{}", Content_Type=MEDIA_TYPE)
+    assert (broken.status, "base" in broken.fields["error"]) == (422, True)
+    assert sidecar.configuration.document == document(1)
 
 
 async def test_configuration_over_the_limit_is_413(sidecar):

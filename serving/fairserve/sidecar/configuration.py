@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fairserve.config import SchedulerConfig
+from fairserve.difference import Difference, DifferenceError, WrongBaseError, apply
 from fairserve.sidecar.identity import IdentityTable
 
 #: A document is at most this long, before and after decompression.
@@ -53,10 +54,8 @@ class Verdict(Enum):
 
 def read_document(data: bytes) -> Configuration:
     """A document from JSON, gzipped or not. Raises DocumentError."""
-    if data.startswith(_GZIP):
-        data = _decompress(data)
     try:
-        document = SchedulerConfig.from_bytes(data)
+        document = SchedulerConfig.from_bytes(_plain(data))
     except ValidationError as error:
         raise DocumentError(describe_problems(error)) from error
     try:
@@ -64,6 +63,24 @@ def read_document(data: bytes) -> Configuration:
     except ValueError as error:
         raise DocumentError(str(error)) from error
     return Configuration(document, document.content_hash, table)
+
+
+def read_difference(data: bytes, running: Configuration | None) -> Configuration:
+    """What a difference from JSON, gzipped or not, makes of the running document; the running one where it
+    has been applied already. Raises DocumentError, and WrongBaseError if it starts from another document.
+    """
+    try:
+        difference = Difference.from_bytes(_plain(data))
+        if running is None:
+            raise WrongBaseError("no document runs yet")
+        if (difference.generation, difference.hash) == (running.generation, running.hash):
+            return running
+        document = apply(difference, running.document)
+    except ValidationError as error:
+        raise DocumentError(describe_problems(error)) from error
+    except DifferenceError as error:
+        raise DocumentError(str(error)) from error
+    return Configuration(document, document.content_hash, IdentityTable(document))
 
 
 def read_file(path: Path) -> Configuration:
@@ -87,6 +104,10 @@ def judge(running: Configuration | None, offered: Configuration) -> Verdict:
     if offered.generation == running.generation:
         return Verdict.SAME if offered.hash == running.hash else Verdict.OUTDATED
     return Verdict.ADOPT if offered.generation > running.generation else Verdict.OUTDATED
+
+
+def _plain(data: bytes) -> bytes:
+    return _decompress(data) if data.startswith(_GZIP) else data
 
 
 def _decompress(data: bytes) -> bytes:

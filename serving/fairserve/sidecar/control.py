@@ -21,12 +21,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from fairserve.difference import MEDIA_TYPE, WrongBaseError
 from fairserve.sidecar.configuration import (
     MAX_BYTES,
     DocumentError,
     DocumentTooLargeError,
     Verdict,
     describe_problems,
+    read_difference,
     read_document,
 )
 from fairserve.sidecar.options import Address, OptionError
@@ -131,24 +133,37 @@ class _Endpoints:
         self._sidecar = sidecar
 
     async def put_config(self, request: Request) -> Response:
-        """Run a document, if it is valid and not outdated."""
+        """Run a document, or the running one with a difference, if it is valid and not outdated."""
         encoding = request.headers.get("content-encoding", "identity")
         if encoding not in ("identity", "gzip"):
             return _error(415, f"Content-Encoding: {encoding!r} is neither gzip nor identity")
         try:
-            offered = read_document(await _body(request, MAX_BYTES))
+            body = await _body(request, MAX_BYTES)
+            media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if media_type == MEDIA_TYPE:
+                offered = read_difference(body, self._sidecar.configuration)
+            else:
+                offered = read_document(body)
             verdict = self._sidecar.configure(offered)
+        except WrongBaseError as error:
+            return self._conflict(str(error))
         except DocumentTooLargeError as error:
             return _error(413, str(error))
         except DocumentError as error:
             return _error(422, str(error))
-        running = self._sidecar.configuration
-        assert running is not None
-        answer = {"generation": running.generation, "hash": running.hash}
         if verdict is Verdict.OUTDATED:
-            problem = f"generation {offered.generation} does not follow {running.generation}, which runs"
-            return JSONResponse({"error": problem, **answer}, 409)
-        return JSONResponse(answer)
+            return self._conflict(f"generation {offered.generation} does not follow the one that runs")
+        return JSONResponse(self._running())
+
+    def _running(self) -> dict[str, object]:
+        running = self._sidecar.configuration
+        return {
+            "generation": None if running is None else running.generation,
+            "hash": None if running is None else running.hash,
+        }
+
+    def _conflict(self, problem: str) -> Response:
+        return JSONResponse({"error": problem, **self._running()}, 409)
 
     async def put_overload(self, request: Request) -> Response:
         """Take the operator's word on overload."""
