@@ -184,10 +184,24 @@ def demo(
 def sidecar(
     engine: Annotated[str, typer.Option(help="The engine in front of which it stands, http://HOST:PORT.")],
     control_token_file: Annotated[
-        Path, typer.Option(help="File with the token that the control port wants; re-read when it rotates.")
+        Path,
+        typer.Option(
+            help="File with the token that the control port wants, or several, one a line. It may rotate:"
+            " what it holds now counts."
+        ),
     ],
     listen: Annotated[str, typer.Option(help="Address for clients, HOST:PORT.")] = "0.0.0.0:8000",
     control: Annotated[str, typer.Option(help="Address for the operator, HOST:PORT.")] = "0.0.0.0:8001",
+    control_tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="Certificate of the control port with its chain, PEM; followed when it changes."
+            " Default: plain HTTP."
+        ),
+    ] = None,
+    control_tls_key: Annotated[
+        Path | None, typer.Option(help="Key of that certificate, PEM. Default: plain HTTP.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Configuration to boot from, JSON or gzip. Default: wait for PUT /config."),
@@ -237,7 +251,14 @@ def sidecar(
 
     Example: `fairserve sidecar --engine http://127.0.0.1:8100 --control-token-file token --config c.json`
     """
-    from fairserve.sidecar.options import Limits, OptionError, SidecarOptions, parse_address, parse_engine
+    from fairserve.sidecar.options import (
+        Limits,
+        OptionError,
+        SidecarOptions,
+        parse_address,
+        parse_engine,
+        parse_tls,
+    )
     from fairserve.sidecar.process import run
 
     try:
@@ -246,6 +267,7 @@ def sidecar(
             control=parse_address("--control", control),
             engine=parse_engine("--engine", engine),
             control_token_file=control_token_file,
+            control_tls=parse_tls(control_tls_cert, control_tls_key),
             config_file=config,
             snapshot_file=snapshot,
             snapshot_interval_s=snapshot_interval_s,

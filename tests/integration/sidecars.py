@@ -112,9 +112,9 @@ class Client:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def connect(cls, address: Address | int) -> Client:
+    async def connect(cls, address: Address | int, **tls: Any) -> Client:
         port = address if isinstance(address, int) else address.port
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+        return cls(*await asyncio.open_connection("127.0.0.1", port, **tls))
 
     async def __aenter__(self) -> Client:
         return self

@@ -13,6 +13,7 @@ from tests.fakes.engine import Reply, Seen, answer_at_once, token_event
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
+    TOKEN,
     Client,
     ask,
     control,
@@ -169,9 +170,23 @@ async def test_wrong_control_token_is_401(sidecar, method, path):
 
 
 async def test_control_token_may_rotate(tmp_path, sidecar):
-    (tmp_path / "token").write_text("another")
-    assert (await control(sidecar, "GET", "/state", token="another")).status == 200
-    assert (await control(sidecar, "GET", "/state")).status == 401
+    async def takes(*tokens: str) -> list[int]:
+        return [(await control(sidecar, "GET", "/state", token=token)).status for token in tokens]
+
+    file = tmp_path / "token"
+    assert await takes(TOKEN, "another") == [200, 401]
+    file.write_text(f"{TOKEN}\n\nanother\n")
+    assert await takes(TOKEN, "another", "", f"{TOKEN}\tanother") == [200, 200, 401, 401]
+    file.write_text("another")
+    assert await takes(TOKEN, "another") == [401, 200], "no old token outlives its line"
+
+
+async def test_a_token_file_that_is_gone_keeps_the_token(tmp_path, sidecar, caplog):
+    for spoil in ((tmp_path / "token").unlink, lambda: (tmp_path / "token").write_text("\n")):
+        spoil()
+        assert (await control(sidecar, "GET", "/state")).status == 200
+        assert (await control(sidecar, "GET", "/state", token="")).status == 401
+    assert sum("old token" in record.getMessage() for record in caplog.records) == 2
 
 
 @pytest.mark.parametrize(

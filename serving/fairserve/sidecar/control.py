@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -31,10 +32,13 @@ from fairserve.sidecar.configuration import (
     read_difference,
     read_document,
 )
-from fairserve.sidecar.options import Address, OptionError
+from fairserve.sidecar.options import Address, OptionError, TlsFiles
+from fairserve.sidecar.tls import Certificate
 
 if TYPE_CHECKING:
     from fairserve.sidecar.service import Sidecar
+
+_LOG = logging.getLogger(__name__)
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -55,40 +59,53 @@ class OverloadRequest(BaseModel):
 
 
 class ControlToken:
-    """The token that the control port wants, read from a file that may be rotated while we run."""
+    """The tokens that the control port takes: the lines of a file that may be rotated while we run. Two
+    lines let both sides change one after the other.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._token = b""
+        self._tokens: tuple[bytes, ...] = ()
+        self._problem = ""
 
     def load(self) -> None:
         """Read the file. Raises OptionError."""
         try:
-            token = self._path.read_bytes().strip()
+            content = self._path.read_bytes()
         except OSError as error:
             raise OptionError(f"--control-token-file: {self._path}: {error.strerror}") from error
-        if not token:
+        tokens = tuple(line.strip() for line in content.splitlines() if line.strip())
+        if not tokens:
             raise OptionError(f"--control-token-file: {self._path} is empty")
-        self._token = token
+        self._tokens = tokens
 
     def matches(self, authorization: str) -> bool:
-        """Whether an Authorization header carries the token; the file's present one counts."""
+        """Whether an Authorization header carries one of the tokens that the file holds now. While it can't
+        be read, those that it held last count.
+        """
         scheme, _, presented = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return False
-        given = presented.strip().encode("latin-1")
-        if hmac.compare_digest(given, self._token):
-            return True
-        with contextlib.suppress(OptionError):
+        problem = ""
+        try:
             self.load()
-        return hmac.compare_digest(given, self._token)
+        except OptionError as error:
+            problem = str(error)
+        if problem and problem != self._problem:
+            _LOG.error("the control port keeps its old token: %s", problem)
+        self._problem = problem
+        given = presented.strip().encode("latin-1")
+        # Every one is compared, so that the time doesn't tell which.
+        return sum(hmac.compare_digest(given, token) for token in self._tokens) > 0
 
 
 class ControlServer:
     """Serves the control port inside the sidecar's event loop."""
 
-    def __init__(self, sidecar: Sidecar, token: ControlToken) -> None:
+    def __init__(self, sidecar: Sidecar, token: ControlToken, tls: TlsFiles | None) -> None:
         self._token = token
+        self._tls = tls
+        self._certificate: Certificate | None = None
         self._application = control_application(sidecar, token)
         self._server: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
@@ -96,6 +113,8 @@ class ControlServer:
     async def start(self, address: Address) -> Address:
         """Listen; the address that was bound. Raises OSError, OptionError."""
         self._token.load()
+        if self._tls is not None:
+            self._certificate = Certificate(self._tls)
         listening = _listen(address)
         config = uvicorn.Config(
             self._application,
@@ -105,10 +124,18 @@ class ControlServer:
             ws="none",
             timeout_graceful_shutdown=1,
         )
+        config.load()
+        if self._certificate is not None:
+            config.ssl = self._certificate.context
         self._server = _Uvicorn(config)
         self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
         bound = listening.getsockname()
         return Address(bound[0], bound[1])
+
+    def refresh(self) -> None:
+        """Follow the certificate's files. Call it about each second."""
+        if self._certificate is not None:
+            self._certificate.refresh()
 
     async def stop(self) -> None:
         """Close the port."""

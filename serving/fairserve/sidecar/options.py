@@ -37,6 +37,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """A certificate with its chain, and its key, both PEM."""
+
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
 class SidecarOptions:
     """Everything a sidecar needs to start."""
 
@@ -44,6 +52,7 @@ class SidecarOptions:
     control: Address
     engine: Address
     control_token_file: Path
+    control_tls: TlsFiles | None = None  #: None: the control port speaks plain HTTP
     config_file: Path | None = None  #: None: wait for PUT /config
     snapshot_file: Path | None = None  #: None: state dies with the process
     snapshot_interval_s: float = 10.0
@@ -78,3 +87,12 @@ def parse_engine(option: str, url: str) -> Address:
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise OptionError(f"{option}: {url!r} has more than host and port")
     return Address(parts.hostname, port)
+
+
+def parse_tls(certificate: Path | None, key: Path | None) -> TlsFiles | None:
+    """Both files, or neither. Raises OptionError for one alone."""
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise OptionError("--control-tls-cert and --control-tls-key go together")
+    return TlsFiles(certificate, key)

@@ -73,7 +73,7 @@ class Sidecar:
             clock=clock,
         )
         self._server = Server(self.proxy, options.limits, clock)
-        self._control = ControlServer(self, ControlToken(options.control_token_file))
+        self._control = ControlServer(self, ControlToken(options.control_token_file), options.control_tls)
         self.data_address = options.listen  #: where clients connect; the real port once started
         self.control_address = options.control  #: where the operator connects; likewise
 
@@ -81,7 +81,7 @@ class Sidecar:
 
     async def start(self) -> None:
         """Read what is on disk, listen, and begin to watch the engine. Raises OSError for an address that
-        can't be bound, OptionError for an unreadable control token.
+        can't be bound, OptionError for a control token or certificate that can't be used.
         """
         self._boot()
         self.control_address = await self._control.start(self._options.control)
@@ -252,6 +252,7 @@ class Sidecar:
     def _second(self) -> None:
         self.dispatcher.expire()
         self.pool.reap()
+        self._control.refresh()
 
     def _evaluate_overload(self) -> None:
         """Armed by the operator's lease, or by this pod's own saturation where that is on."""

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from fairserve.sidecar.options import Address, OptionError, parse_address, parse_engine
+from fairserve.sidecar.options import (
+    Address,
+    OptionError,
+    TlsFiles,
+    parse_address,
+    parse_engine,
+    parse_tls,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,3 +42,12 @@ def test_engine():
 def test_bad_engine_names_the_option(url):
     with pytest.raises(OptionError, match="--engine"):
         parse_engine("--engine", url)
+
+
+def test_certificate_and_key_go_together():
+    certificate, key = Path("c"), Path("k")
+    assert parse_tls(certificate, key) == TlsFiles(certificate, key)
+    assert parse_tls(None, None) is None
+    for half in ((certificate, None), (None, key)):
+        with pytest.raises(OptionError, match="--control-tls-cert and --control-tls-key"):
+            parse_tls(*half)
