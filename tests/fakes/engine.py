@@ -71,6 +71,7 @@ class Reply:
 
 
 Behaviour = Callable[[Seen, Reply], Awaitable[None]]
+Realtime = Callable[[Seen, Reply, asyncio.StreamReader], Awaitable[None]]
 
 
 def event(content: object) -> bytes:
@@ -94,6 +95,7 @@ class FakeEngine:
     """Listens on loopback while it is entered."""
 
     behaviour: Behaviour | None = None  #: what to do with a completion instead of answering at once
+    realtime: Realtime | None = None  #: what to do with a WebSocket handshake
     seen: list[Seen] = field(default_factory=list)
     finished: int = 0  #: completions answered whole
     cut: int = 0  #: completions whose client left
@@ -149,7 +151,9 @@ class FakeEngine:
                 await writer.wait_closed()
 
     async def _answer(self, seen: Seen, reply: Reply, reader: asyncio.StreamReader) -> None:
-        if seen.target == "/health":
+        if self.realtime is not None and seen.header("upgrade") == "websocket":
+            await self.realtime(seen, reply, reader)
+        elif seen.target == "/health":
             await reply.whole(200 if self.healthy else 503, b"", "text/plain")
         elif seen.target.partition("?")[0] == "/metrics":
             text = METRICS.format(running=self.running, waiting=self.waiting, kv_use=self.kv_use)

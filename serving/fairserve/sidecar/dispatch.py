@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fairserve.core.calls import (
+    UNIT,
     Call,
     Dispatched,
     Evicted,
@@ -23,6 +24,7 @@ from fairserve.core.calls import (
     ThrottlingMode,
     Usage,
 )
+from fairserve.core.cost import price, typical_cost, unit_rate
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.window import DispatchWindow, EngineSample
 from fairserve.sidecar.metrics import Metrics
@@ -102,6 +104,24 @@ class Dispatcher:
         self._metrics.decision.observe(time.perf_counter() - started)
         return None
 
+    def admit(self, call: Call) -> Refusal | None:
+        """Count the beginning of what goes on outside of the queue, or say why it may not begin: limits and
+        queue bounds hold as for a call.
+        """
+        now = self._clock()
+        decision = self.scheduler.enqueue(call, now)
+        counts = self._metrics.calls(call.tenant, call.application)
+        if isinstance(decision, Refused):
+            self._metrics.wasted_tokens += decision.wasted_tokens
+            counts.ended(Outcome.REFUSED)
+            counts.refused(decision.refusal.reason, ThrottlingMode.ENFORCE)
+            return decision.refusal
+        if decision.would_refuse is not None:
+            counts.refused(decision.would_refuse.reason, ThrottlingMode.SHADOW)
+        self.scheduler.cancel(call.call_id, now)
+        self._evict(decision.evicted)
+        return None
+
     def cancel(self, waiter: Waiter) -> None:
         """A waiting call's client left."""
         call = waiter.call
@@ -135,6 +155,16 @@ class Dispatcher:
         self.window.refused(self.scheduler.running)
         self._paused_until = max(self._paused_until or 0.0, self._clock() + pause_s)
         self._stopped = True
+    def charge(self, call: Call, usage: Usage) -> float:
+        """Charge what was computed outside of the queue. Its normalised cost."""
+        scheduler = self.scheduler
+        settings, profile = scheduler.settings, scheduler.profile(call.application)
+        share = settings.normalisation if scheduler.discipline.relative_cost else 0.0
+        typical = typical_cost(profile, settings.tokens)
+        rate = unit_rate(typical, scheduler.traffic.value, share) / UNIT
+        cost = price(usage, call.system_tokens, settings.tokens) * rate
+        scheduler.absorb((call.tenant, call.user), cost)
+        return cost
 
     def hold(self) -> None:
         """The engine is unreachable, dead or hung: let calls wait."""

@@ -89,6 +89,12 @@ def engine_head(request: Request, *, without: Container[bytes], length: int) -> 
     return b"".join(lines)
 
 
+def websocket_head(request: Request, *, without: Container[bytes]) -> bytes:
+    """The head of a WebSocket handshake for the engine."""
+    head = engine_head(request, without=without, length=0).removesuffix(b"\r\n")
+    return head + b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+
+
 def client_head(
     head: ResponseHead, request: Request, *, chunked: bool, length: bytes | None, reuse: bool
 ) -> bytes:
@@ -101,6 +107,14 @@ def client_head(
         lines.append(b"content-length: %b\r\n" % length)
     lines.append(connection_line(request, reuse=reuse))
     lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def switched_head(head: ResponseHead) -> bytes:
+    """The head of the engine's 101 to a WebSocket handshake, for the client."""
+    lines = [b"HTTP/1.1 101 %b\r\n" % head.reason]
+    lines += [b"%b: %b\r\n" % pair for pair in head.headers if pair[0].lower() not in _RESPONSE_HOP]
+    lines.append(b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n")
     return b"".join(lines)
 
 

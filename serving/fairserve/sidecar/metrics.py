@@ -92,6 +92,7 @@ class Gauges:
     engine_up: bool
     signal_age_s: float | None
     unscheduled_paths: tuple[str, ...] = ()
+    realtime_sessions: int = 0
 
 
 class Metrics(Collector):
@@ -225,6 +226,7 @@ def _gauge_families(gauges: Gauges) -> Iterator[Metric]:
         ("fairserve_queue_requests", "Calls that wait.", gauges.queued),
         ("fairserve_queue_oldest_wait_seconds", "How long the oldest call waits.", gauges.oldest_wait_s),
         ("fairserve_inflight_requests", "Calls in the engine.", gauges.running),
+        ("fairserve_realtime_sessions", "Open WebSockets.", gauges.realtime_sessions),
         ("fairserve_dispatch_window", "Calls that the engine may hold.", gauges.window),
         ("fairserve_saturation", "1 and above: the engine cannot take more.", gauges.saturation),
         ("fairserve_engine_up", "1 while the engine answers.", gauges.engine_up),

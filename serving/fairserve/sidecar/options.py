@@ -33,6 +33,7 @@ class Limits:
     body_timeout_s: float = 120.0  #: from there to the end of its body: 408 after
     keep_alive_s: float = 75.0  #: an idle connection is closed after
     stall_timeout_s: float = 300.0  #: a client that takes none of its answer is dropped after
+    idle_session_s: float = 300.0  #: a WebSocket on which nothing passes is closed after
     connect_timeout_s: float = 2.0  #: how long connecting to the engine is tried for one call
 
 

@@ -22,11 +22,20 @@ from fairserve.sidecar.chains import ResponseChains
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable
-from fairserve.sidecar.messages import Request, ResponseHead, engine_head, own_response
+from fairserve.sidecar.messages import Request, ResponseHead, engine_head, own_response, websocket_head
 from fairserve.sidecar.metrics import CONTENT_TYPE, Metrics
+from fairserve.sidecar.options import Address, Limits
+from fairserve.sidecar.realtime import (
+    EXTENSIONS,
+    REALTIME,
+    RealtimeSession,
+    SessionEvents,
+    asks_for_websocket,
+)
 from fairserve.sidecar.refusals import (
     Problem,
     Unavailable,
+    broken_engine_response,
     problem_response,
     refusal_response,
     unavailable_response,
@@ -68,6 +77,8 @@ class Proxy:
         dispatcher: Dispatcher,
         pool: UpstreamPool,
         identities: Identities,
+        engine: Address,
+        limits: Limits,
         metrics: Metrics,
         rng: random.Random,
         engine_priority: bool = False,
@@ -83,7 +94,17 @@ class Proxy:
         self.draining = False
         self.first_pause_s = FIRST_PAUSE_S  #: after an engine turned a call away
         self.engine_priority = engine_priority  #: the engine schedules by priority and is told ours
+        #: Realtime sessions that are open or opening.
+        self.sessions: set[RealtimeSession] = set()
         self._identities = identities
+        self._engine = engine
+        self._limits = limits
+        self._session_events = SessionEvents(
+            charge=self._charge_session,
+            ended=self._session_ended,
+            unavailable=self.unavailable,
+            broken=lambda request: broken_engine_response(request, reuse=False),
+        )
 
     def handle(self, connection: Connection, request: Request) -> Work | None:
         """Begin to answer."""
@@ -93,7 +114,10 @@ class Proxy:
         if endpoint is not None:
             return self._schedule(connection, request, endpoint)
         forwarding: Forwarding
-        if request.method == b"GET" and path_of(request.target) == METRICS:
+        path = path_of(request.target) if request.method == b"GET" else None
+        if path == REALTIME and asks_for_websocket(request):
+            return self._open_session(connection, request)
+        if path == METRICS:
             forwarding = MetricsAnswer(connection, request, self)
             # The plain format can be appended to; what else the client accepts doesn't matter.
             headers = [(b"accept", b"text/plain;version=0.0.4"), (b"host", b"engine")]
@@ -125,12 +149,70 @@ class Proxy:
         """A 503 of our own."""
         return unavailable_response(request, reason, self.rng, reuse=request.keep_alive)
 
+    def _open_session(self, connection: Connection, request: Request) -> Work | None:
+        table = self._identities.table
+        if table is None or self.draining:
+            self._turn_away(connection, request, table)
+            return None
+        trusted = self._trusts(connection, request, table)
+        named = dict(request.headers)
+        claim = table.authenticate(request.headers, named, trusted=trusted)
+        if isinstance(claim, Problem):
+            self._deny(connection, request, claim)
+            return None
+        caller = table.identify(claim, named, EngineRequest(b""), trusted=trusted)
+        if isinstance(caller, Problem):
+            self._deny(connection, request, caller)
+            return None
+        call = Call(
+            call_id=self.dispatcher.next_id(),
+            tenant=caller.tenant,
+            user=caller.user,
+            application=caller.application,
+            input_tokens=0,
+            system_tokens=0,
+            interaction=caller.interaction,
+        )
+        refusal = self.dispatcher.admit(call)
+        if refusal is not None:
+            answer = refusal_response(
+                request, refusal, call.tenant, call.application, self.rng, reuse=request.keep_alive
+            )
+            connection.write(answer)
+            connection.finished(reuse=request.keep_alive)
+            return None
+        session = RealtimeSession(connection, request, call, self._limits, self._session_events)
+        self.sessions.add(session)
+        without = {EXTENSIONS} if trusted else {EXTENSIONS, *table.header_names}
+        session.open(self._engine, websocket_head(request, without=without))
+        return session
+
+    def _charge_session(self, call: Call, tokens: int) -> None:
+        usage = Usage(tokens, tokens)
+        service = self.dispatcher.charge(call, usage)
+        counts = self.metrics.calls(call.tenant, call.application)
+        counts.input_tokens += tokens
+        counts.output_tokens += tokens
+        self.metrics.serve(call.tenant, service)
+
+    def _session_ended(self, session: RealtimeSession, outcome: Outcome) -> None:
+        self.sessions.discard(session)
+        self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
+
+    def _turn_away(self, connection: Connection, request: Request, table: IdentityTable | None) -> None:
+        reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
+        connection.write(self.unavailable(request, reason))
+        connection.finished(reuse=request.keep_alive)
+
+    def _deny(self, connection: Connection, request: Request, problem: Problem) -> None:
+        self.metrics.denied(problem.code)
+        connection.write(problem_response(request, problem, reuse=request.keep_alive))
+        connection.finished(reuse=request.keep_alive)
+
     def _schedule(self, connection: Connection, request: Request, endpoint: Endpoint) -> Work | None:
         table = self._identities.table
         if table is None or self.draining:
-            reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
-            connection.write(self.unavailable(request, reason))
-            connection.finished(reuse=request.keep_alive)
+            self._turn_away(connection, request, table)
             return None
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
@@ -152,11 +234,6 @@ class Proxy:
             return work
         work.evicted(refusal)
         return None
-
-    def _deny(self, connection: Connection, request: Request, problem: Problem) -> None:
-        self.metrics.denied(problem.code)
-        connection.write(problem_response(request, problem, reuse=request.keep_alive))
-        connection.finished(reuse=request.keep_alive)
 
     def _call(self, caller: Caller, asked: EngineRequest, endpoint: Endpoint, body_bytes: int) -> Call:
         scheduler = self.dispatcher.scheduler

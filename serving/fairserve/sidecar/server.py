@@ -265,6 +265,20 @@ class Connection:
             self._closing = True
             self._transport.abort()
 
+    def switch(self, protocol: asyncio.Protocol) -> tuple[asyncio.Transport, bytes]:
+        """Let `protocol` take the client's bytes from here on, and tell this one of everything else. The
+        transport, and what has arrived already.
+        """
+        assert self._transport is not None
+        self._resume_reading()
+        unread, self._unread = self._unread, b""
+        self._transport.set_protocol(protocol)
+        return self._transport, unread
+
+    def expect(self, seconds: float) -> None:
+        """Close if nothing is expected again for that long."""
+        self.deadline = self._server.clock() + seconds
+
     # -- for the server -----------------------------------------------------------------------------
 
     def timed_out(self) -> None:
@@ -294,8 +308,8 @@ class Connection:
         known = len(self._requests)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass
+        except httptools.HttpParserUpgrade as upgrade:
+            self._unread = data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError:
             if not self._rejected:
                 raise

@@ -67,6 +67,8 @@ class Sidecar:
             dispatcher=self.dispatcher,
             pool=self.pool,
             identities=self,
+            engine=options.engine,
+            limits=options.limits,
             metrics=self.metrics,
             rng=rng,
             engine_priority=options.engine_priority,
@@ -286,4 +288,5 @@ class Sidecar:
             engine_up=self.watch.problem is None,
             signal_age_s=self.watch.age_s(now),
             unscheduled_paths=self.watch.unscheduled_paths,
+            realtime_sessions=len(self.proxy.sessions),
         )
