@@ -211,6 +211,13 @@ def sidecar(
         typer.Option(help="File that keeps counters and open interactions. Default: they die with it."),
     ] = None,
     snapshot_interval_s: Annotated[float, typer.Option(help="Seconds between snapshots.", min=0.1)] = 10.0,
+    call_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for one JSON line per call, `-` for standard output; it may be rotated. Users are"
+            " pseudonyms, keys and texts are not in it. Default: no call log."
+        ),
+    ] = None,
     poll_interval_s: Annotated[
         float,
         typer.Option(help="Seconds between readings of the engine's metrics while calls wait.", min=0.05),
@@ -271,6 +278,7 @@ def sidecar(
             config_file=config,
             snapshot_file=snapshot,
             snapshot_interval_s=snapshot_interval_s,
+            call_log=call_log,
             poll_interval_s=poll_interval_s,
             grace_s=grace_s,
             max_window=max_window,

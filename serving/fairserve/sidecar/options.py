@@ -57,6 +57,7 @@ class SidecarOptions:
     config_file: Path | None = None  #: None: wait for PUT /config
     snapshot_file: Path | None = None  #: None: state dies with the process
     snapshot_interval_s: float = 10.0
+    call_log: Path | None = None  #: None: no call log; "-": on standard output
     poll_interval_s: float = 0.25  #: between two readings of the engine's metrics
     grace_s: float = 30.0  #: how long running calls may go on after SIGTERM
     max_window: int = 256  #: calls that the engine ever holds at once

@@ -18,6 +18,7 @@ from fairserve.engine.endpoints import Endpoint, path_of, scheduled
 from fairserve.engine.requests import EngineRequest, with_priority
 from fairserve.engine.usage import EventStream, KeptBody, header_usage, response_id
 from fairserve.sidecar.accounting import Pace, engine_answer
+from fairserve.sidecar.calllog import CallLog, CallTimes
 from fairserve.sidecar.chains import ResponseChains
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
@@ -38,6 +39,7 @@ from fairserve.sidecar.refusals import (
     broken_engine_response,
     problem_response,
     refusal_response,
+    refusal_status,
     unavailable_response,
 )
 from fairserve.sidecar.retries import FIRST_PAUSE_S, MOST_TRIES, WithheldAnswer, pause_s
@@ -80,6 +82,7 @@ class Proxy:
         engine: Address,
         limits: Limits,
         metrics: Metrics,
+        call_log: CallLog | None,
         rng: random.Random,
         engine_priority: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -87,6 +90,7 @@ class Proxy:
         self.dispatcher = dispatcher
         self.pool = pool
         self.metrics = metrics
+        self.call_log = call_log  #: None: it is off
         self.rng = rng
         self.clock = clock
         self.pace = Pace()
@@ -201,11 +205,15 @@ class Proxy:
 
     def _turn_away(self, connection: Connection, request: Request, table: IdentityTable | None) -> None:
         reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
+        if self.call_log is not None:
+            self.call_log.denied(path_of(request.target), 503, reason.value)
         connection.write(self.unavailable(request, reason))
         connection.finished(reuse=request.keep_alive)
 
     def _deny(self, connection: Connection, request: Request, problem: Problem) -> None:
         self.metrics.denied(problem.code)
+        if self.call_log is not None:
+            self.call_log.denied(path_of(request.target), problem.status, problem.code)
         connection.write(problem_response(request, problem, reuse=request.keep_alive))
         connection.finished(reuse=request.keep_alive)
 
@@ -228,11 +236,14 @@ class Proxy:
             self._deny(connection, request, caller)
             return None
         call = self._call(caller, asked, endpoint, len(request.body))
-        work = ScheduledCall(connection, request, self, call, asked, endpoint)
+        if self.call_log is None:
+            work = ScheduledCall(connection, request, self, call, asked, endpoint)
+        else:
+            work = LoggedCall(connection, request, self, call, asked, endpoint, self.call_log)
         refusal = self.dispatcher.submit(work)
         if refusal is None:
             return work
-        work.evicted(refusal)
+        work.refused(refusal)
         return None
 
     def _call(self, caller: Caller, asked: EngineRequest, endpoint: Endpoint, body_bytes: int) -> Call:
@@ -317,6 +328,10 @@ class ScheduledCall(Forwarding):
         else:
             data = proxy.engine_request(self.connection, self.request, asked.payload)
         self.send(proxy.pool, data)
+
+    def refused(self, refusal: Refusal) -> None:
+        """It may not even wait."""
+        self.evicted(refusal)
 
     def evicted(self, refusal: Refusal) -> None:
         """Answer with the refusal."""
@@ -437,22 +452,26 @@ class ScheduledCall(Forwarding):
         outcome, charged = engine_answer(self._status, usage, self.call.input_tokens, counted)
         if outcome is Outcome.COMPLETED and usage is not None:
             self._proxy.pace.observe(charged.output_tokens // self._asked.sequences, seconds)
-        self._proxy.dispatcher.finish(self, charged, outcome)
+        self.settle(charged, outcome)
 
     def broke(self, failure: Failure) -> None:
         """Settle what the engine did before it failed; without an engine let the others wait."""
         if failure is Failure.UNREACHABLE:
             self._proxy.dispatcher.hold()
-            self._proxy.dispatcher.finish(self, Usage(0, 0), Outcome.FAILED)
+            self.settle(Usage(0, 0), Outcome.FAILED)
         else:
-            self._proxy.dispatcher.finish(self, self._computed(), Outcome.FAILED)
+            self.settle(self._computed(), Outcome.FAILED)
 
     def left(self) -> None:
         """The client left: from the queue for nothing, from the engine for what was computed."""
         if self._dispatched_at is None:
             self._proxy.dispatcher.cancel(self)
         else:
-            self._proxy.dispatcher.finish(self, self._computed(), Outcome.CANCELLED)
+            self.settle(self._computed(), Outcome.CANCELLED)
+
+    def settle(self, usage: Usage, outcome: Outcome) -> None:
+        """What the engine computed is known."""
+        self._proxy.dispatcher.finish(self, usage, outcome)
 
     def _computed(self) -> Usage:
         counted = self.output_so_far(self._proxy.clock())
@@ -481,6 +500,77 @@ class ScheduledCall(Forwarding):
 
     def _seconds(self) -> float:
         return 0.0 if self._dispatched_at is None else self._proxy.clock() - self._dispatched_at
+
+
+class LoggedCall(ScheduledCall):
+    """A call of which a line is kept."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        proxy: Proxy,
+        call: Call,
+        asked: EngineRequest,
+        endpoint: Endpoint,
+        log: CallLog,
+    ) -> None:
+        super().__init__(connection, request, proxy, call, asked, endpoint)
+        self._log = log
+        self._arrived_at = proxy.clock()
+        self._wait_s: float | None = None
+        self._first_token_s: float | None = None
+        self._unserved = Outcome.EVICTED
+        self._reason = ""
+
+    def go(self, dispatched: Dispatched) -> None:
+        """Note how long it waited."""
+        self._wait_s = dispatched.wait_s
+        super().go(dispatched)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Note that it never waited."""
+        self._unserved = Outcome.REFUSED
+        super().refused(refusal)
+
+    def evicted(self, refusal: Refusal) -> None:
+        """Note why."""
+        super().evicted(refusal)
+        self._reason = refusal.reason.value
+        self._status = refusal_status(refusal)
+        self._note(Usage(0, 0), self._unserved)
+
+    def passing(self, data: bytes, *, ended: bool) -> bytes:
+        """Note when the first token passes."""
+        passed = super().passing(data, ended=ended)
+        if self._first_token_s is None and (self._events is None or self.output_so_far(0.0)):
+            self._first_token_s = self._proxy.clock() - self._arrived_at
+        return passed
+
+    def broke(self, failure: Failure) -> None:
+        """Note what the client gets."""
+        unreachable = failure is Failure.UNREACHABLE
+        self._reason = "engine_unavailable" if unreachable else "engine_broken"
+        if not self._begun:
+            self._status = 503 if unreachable else 502
+        super().broke(failure)
+
+    def left(self) -> None:
+        """Note that it waited for nothing."""
+        self._reason = "client_left"
+        super().left()
+        if self._dispatched_at is None:
+            self._note(Usage(0, 0), Outcome.CANCELLED)
+
+    def settle(self, usage: Usage, outcome: Outcome) -> None:
+        """Note what it cost."""
+        super().settle(usage, outcome)
+        self._note(usage, outcome)
+
+    def _note(self, usage: Usage, outcome: Outcome) -> None:
+        times = CallTimes(self._wait_s, self._first_token_s, self._proxy.clock() - self._arrived_at)
+        path = path_of(self.request.target)
+        self._log.ended(self.call, path, times, usage, outcome, self._status, self._reason)
 
 
 class MetricsAnswer(Forwarding):

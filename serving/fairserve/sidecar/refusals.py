@@ -104,11 +104,16 @@ def refusal_response(
             (b"x-ratelimit-reset-requests", _duration(exact_s)),
         ]
     message = f"{_explanation(refusal, tenant, application)} Retry in {seconds} s."
-    if refusal.reason in (RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TIMEOUT):
+    if refusal_status(refusal) == 503:
         error = _Error(503, message, "server_error", refusal.reason.value)
     else:
         error = _Error(429, message, "rate_limit_error", "rate_limit_exceeded")
     return _response(request, error, headers, reuse=reuse)
+
+
+def refusal_status(refusal: Refusal) -> int:
+    """429 for the caller's own limit, 503 for want of room."""
+    return 503 if refusal.reason in (RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TIMEOUT) else 429
 
 
 def retry_after(exact_s: float | None, rng: random.Random) -> int:

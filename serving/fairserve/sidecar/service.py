@@ -20,6 +20,7 @@ from fairserve.core.settings import Settings
 from fairserve.core.window import DispatchWindow
 from fairserve.overload.lease import LeaseState, OverloadLease, OverloadSource
 from fairserve.overload.settings import OnStale
+from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.configuration import Configuration, DocumentError, Verdict, judge, read_file
 from fairserve.sidecar.control import ControlServer, ControlToken
 from fairserve.sidecar.dispatch import Dispatcher
@@ -61,6 +62,7 @@ class Sidecar:
             engine_wait_s=options.engine_wait_s,
             engine_silence_s=options.engine_silence_s,
         )
+        self._call_log = _call_log(options.call_log)
         self.pool = UpstreamPool(options.engine, options.limits.connect_timeout_s, clock)
         self.watch = EngineWatch(self.pool, self.dispatcher, options.poll_interval_s, clock)
         self.proxy = Proxy(
@@ -70,6 +72,7 @@ class Sidecar:
             engine=options.engine,
             limits=options.limits,
             metrics=self.metrics,
+            call_log=self._call_log,
             rng=rng,
             engine_priority=options.engine_priority,
             clock=clock,
@@ -83,14 +86,19 @@ class Sidecar:
 
     async def start(self) -> None:
         """Read what is on disk, listen, and begin to watch the engine. Raises OSError for an address that
-        can't be bound, OptionError for a control token or certificate that can't be used.
+        can't be bound, OptionError for a control token, certificate or call log that
+        can't be used.
         """
+        if self._call_log is not None:
+            self._call_log.open()
         self._boot()
         self.control_address = await self._control.start(self._options.control)
         self.data_address = await self._server.start(self._options.listen)
         jobs = [self.watch.run(), self._every(_TICK_S, self._tick), self._every(_SECOND_S, self._second)]
         if self._options.snapshot_file is not None:
             jobs.append(self._every(self._options.snapshot_interval_s, self.save_snapshot))
+        if self._call_log is not None:
+            jobs.append(self._call_log.run())
         self._tasks = [asyncio.create_task(job) for job in jobs]
         _LOG.info("serving on %s, control on %s", self.data_address, self.control_address)
 
@@ -109,6 +117,8 @@ class Sidecar:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.pool.close()
+        if self._call_log is not None:
+            await self._call_log.flush()
         await self._control.stop()
         if self._options.snapshot_file is not None:
             self.save_snapshot()
@@ -129,6 +139,8 @@ class Sidecar:
             self.scheduler.configure(document.settings())
             self._lease.configure(document.overload.stale_after_s, document.overload.on_stale)
             self._configuration = offered
+            if self._call_log is not None:
+                self._call_log.salt = bytes.fromhex(document.identity.salt)
             self._evaluate_overload()
             _LOG.info(
                 "configuration %d of %s runs (%s)", offered.generation, document.pool, offered.hash[:12]
@@ -290,3 +302,9 @@ class Sidecar:
             unscheduled_paths=self.watch.unscheduled_paths,
             realtime_sessions=len(self.proxy.sessions),
         )
+
+
+def _call_log(path: Path | None) -> CallLog | None:
+    if path is None:
+        return None
+    return CallLog(None if str(path) == "-" else path)
