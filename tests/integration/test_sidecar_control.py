@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 
 import pytest
 
 from fairserve.difference import MEDIA_TYPE, Difference, diff
+from fairserve.sidecar.options import Address, SidecarOptions
+from fairserve.sidecar.service import Sidecar
 from tests.fakes.engine import Reply, Seen, answer_at_once, token_event
 from tests.integration.sidecars import (
     KEY_A,
@@ -46,12 +49,20 @@ async def test_without_configuration_it_waits_for_one(tmp_path, engine):
         assert (await control(sidecar, "GET", "/readyz", token="")).status == 200
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\x1f\x8bnot gzip", b'{"pool": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"\x1f\x8bnot gzip",
+        b'{"pool": "x"}',
+        b'{"format": 2, "pool": "a/b"}',
+    ],
+)
 async def test_bad_boot_file_is_logged_and_waited_over(tmp_path, engine, content, caplog):
     (tmp_path / "token").write_text("t")
-    from fairserve.sidecar.options import Address, SidecarOptions
-    from fairserve.sidecar.service import Sidecar
-
     boot = tmp_path / "boot.json"
     boot.write_bytes(content)
     here = Address("127.0.0.1", 0)
@@ -311,13 +322,71 @@ async def test_restart_boots_from_the_file_and_keeps_open_interactions(tmp_path,
         assert (await ask(sidecar.data_address, KEY_B, {}, **session)).status == 200
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"saved_at_unix_s": 0, "scheduler": {"format": 99}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        "\x00" * 100,
+        '{"saved_at_unix_s": 0}',
+        '{"saved_at_unix_s": NaN, "scheduler": {}}',
+        '{"saved_at_unix_s": 1' + "0" * 400 + ', "scheduler": {}}',
+        '{"saved_at_unix_s": 0, "scheduler": []}',
+        '{"saved_at_unix_s": 0, "scheduler": {"format": 99}}',
+    ],
+)
 async def test_corrupt_snapshot_is_logged_and_not_used(tmp_path, engine, content, caplog):
     snapshot = tmp_path / "snapshot.json"
     snapshot.write_text(content)
     async with running_sidecar(tmp_path, engine, document(), snapshot=snapshot) as sidecar:
         assert any("snapshot" in r.getMessage() for r in caplog.records if r.levelname == "ERROR")
         assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+
+
+async def test_a_full_disk_costs_the_new_snapshot_only(tmp_path, engine, caplog):
+    snapshot, beside = tmp_path / "snapshot.json", tmp_path / "snapshot.json.new"
+    often = {"snapshot": snapshot, "snapshot_interval_s": 0.05}
+    async with running_sidecar(tmp_path, engine, document(), **often) as sidecar:
+        await ask(sidecar.data_address, KEY_A, {})
+        await eventually(snapshot.exists, "a snapshot is written")
+    good = snapshot.read_bytes()
+    beside.symlink_to("/dev/full")
+    often["snapshot_interval_s"] = 3_600.0
+    async with running_sidecar(tmp_path, engine, document(), **often) as sidecar:
+        assert (await ask(sidecar.data_address, KEY_A, {})).status == 200
+        await sidecar.stop()
+        assert "can't be written" in caplog.text
+        assert "No space left on device" in caplog.text
+        assert snapshot.read_bytes() == good
+        assert not beside.is_symlink(), "nothing half is left"
+    assert snapshot.read_bytes() != good, "once there is room it is written again"
+
+
+async def test_a_snapshot_is_read_whole_or_not_at_all(tmp_path, engine, caplog):
+    """A flipped byte anywhere may cost the snapshot, never the start."""
+    snapshot = tmp_path / "snapshot.json"
+    async with running_sidecar(tmp_path, engine, document(), snapshot=snapshot) as sidecar:
+        for user in ("u", "v"):
+            named = {"x_fairserve_user": user, "x_fairserve_interaction_id": "i"}
+            await ask(sidecar.data_address, KEY_B, {}, **named)
+    good = snapshot.read_bytes()
+    unread = 0
+    for seed in range(300):
+        chance = random.Random(seed)
+        spoilt = bytearray(good)
+        spoilt[chance.randrange(len(spoilt))] = chance.choice(b'0 9-eE"{}[],.:nx\xff')
+        snapshot.write_bytes(spoilt[: chance.randrange(len(spoilt))] if seed % 10 == 0 else spoilt)
+        caplog.clear()
+        here = Address("127.0.0.1", 0)
+        boot = SidecarOptions(
+            here, here, here, tmp_path / "token", config_file=tmp_path / "config.json", snapshot_file=snapshot
+        )
+        sidecar = Sidecar(boot)
+        sidecar._boot()
+        sidecar.scheduler.check()
+        unread += "snapshot is not used" in caplog.text
+    assert 100 < unread < 300
 
 
 async def test_stop_lets_running_calls_finish(tmp_path, engine):

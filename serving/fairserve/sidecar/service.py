@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fairserve.core.errors import SnapshotError
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.settings import Settings
 from fairserve.core.window import DispatchWindow
@@ -29,6 +28,7 @@ from fairserve.sidecar.metrics import Gauges, Metrics
 from fairserve.sidecar.options import SidecarOptions
 from fairserve.sidecar.proxy import Proxy
 from fairserve.sidecar.server import Server
+from fairserve.sidecar.snapshot import SnapshotFile
 from fairserve.sidecar.upstream import UpstreamPool
 from fairserve.sidecar.watch import EngineWatch
 
@@ -62,6 +62,8 @@ class Sidecar:
             engine_wait_s=options.engine_wait_s,
             engine_silence_s=options.engine_silence_s,
         )
+        path = options.snapshot_file
+        self._snapshot = None if path is None else SnapshotFile(path)
         self._call_log = _call_log(options.call_log)
         self.pool = UpstreamPool(options.engine, options.limits.connect_timeout_s, clock)
         self.watch = EngineWatch(self.pool, self.dispatcher, options.poll_interval_s, clock)
@@ -95,8 +97,8 @@ class Sidecar:
         self.control_address = await self._control.start(self._options.control)
         self.data_address = await self._server.start(self._options.listen)
         jobs = [self.watch.run(), self._every(_TICK_S, self._tick), self._every(_SECOND_S, self._second)]
-        if self._options.snapshot_file is not None:
-            jobs.append(self._every(self._options.snapshot_interval_s, self.save_snapshot))
+        if self._snapshot is not None:
+            jobs.append(self._keep(self._snapshot))
         if self._call_log is not None:
             jobs.append(self._call_log.run())
         self._tasks = [asyncio.create_task(job) for job in jobs]
@@ -120,8 +122,8 @@ class Sidecar:
         if self._call_log is not None:
             await self._call_log.flush()
         await self._control.stop()
-        if self._options.snapshot_file is not None:
-            self.save_snapshot()
+        if self._snapshot is not None:
+            self._snapshot.write(self.scheduler.snapshot(self._clock()))
 
     async def broken(self) -> None:
         """Wait until one of the background jobs ends, which none does, and raise why."""
@@ -211,37 +213,21 @@ class Sidecar:
             "interactions": {"open": dump["open_interactions"]},
         }
 
-    # -- snapshot -----------------------------------------------------------------------------------
-
-    def save_snapshot(self) -> None:
-        """Write the scheduler's state beside the old file and swap. A full disk costs the snapshot only."""
-        path = self._options.snapshot_file
-        if path is None:
+    def _restore(self, snapshot: SnapshotFile) -> None:
+        kept = snapshot.read()
+        if kept is None:
             return
-        data = {"saved_at_unix_s": time.time(), "scheduler": self.scheduler.snapshot(self._clock())}
-        beside = path.with_name(path.name + ".new")
         try:
-            with beside.open("w", encoding="utf-8") as file:
-                json.dump(data, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except OSError as error:
-            _LOG.error("the snapshot can't be written: %s: %s", path, error.strerror)
-
-    def _restore(self, path: Path) -> None:
-        try:
-            data = json.loads(path.read_bytes())
-            away_s = max(0.0, time.time() - float(data["saved_at_unix_s"]))
-            self.scheduler.restore(data["scheduler"], self._clock() - away_s)
-        except FileNotFoundError:
-            _LOG.info("there is no snapshot yet: %s", path)
-        except OSError as error:
-            _LOG.error("the snapshot can't be read: %s: %s", path, error.strerror)
-        except (ValueError, KeyError, TypeError) as error:
-            _LOG.error("the snapshot is not used: %s: %s", path, error)
+            self.scheduler.restore(kept.state, self._clock() - kept.age_s)
+        except SnapshotError as error:
+            _LOG.error("the snapshot is not used: %s: %s", snapshot.path, error)
         else:
-            _LOG.info("the snapshot of %.0f s ago is restored", away_s)
+            _LOG.info("the snapshot of %.0f s ago is restored", kept.age_s)
+
+    async def _keep(self, snapshot: SnapshotFile) -> None:
+        while True:
+            await asyncio.sleep(self._options.snapshot_interval_s)
+            await asyncio.to_thread(snapshot.write, self.scheduler.snapshot(self._clock()))
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -251,8 +237,8 @@ class Sidecar:
                 self.configure(read_file(self._options.config_file))
             except DocumentError as error:
                 _LOG.error("waiting for PUT /config, because the boot file can't be used: %s", error)
-        if self._options.snapshot_file is not None:
-            self._restore(self._options.snapshot_file)
+        if self._snapshot is not None:
+            self._restore(self._snapshot)
 
     async def _every(self, interval_s: float, job: Callable[[], None]) -> None:
         while True:
