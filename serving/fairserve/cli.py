@@ -208,9 +208,13 @@ def sidecar(
     ] = None,
     snapshot: Annotated[
         Path | None,
-        typer.Option(help="File that keeps counters and open interactions. Default: they die with it."),
+        typer.Option(
+            help="File that keeps counters and open interactions. Default: they die with the process."
+        ),
     ] = None,
-    snapshot_interval_s: Annotated[float, typer.Option(help="Seconds between snapshots.", min=0.1)] = 10.0,
+    snapshot_interval_s: Annotated[
+        float, typer.Option(help="Seconds between snapshots; one more is written at the end.", min=0.1)
+    ] = 10.0,
     call_log: Annotated[
         Path | None,
         typer.Option(
@@ -220,10 +224,14 @@ def sidecar(
     ] = None,
     poll_interval_s: Annotated[
         float,
-        typer.Option(help="Seconds between readings of the engine's metrics while calls wait.", min=0.05),
+        typer.Option(
+            help="Seconds between readings of the engine's metrics while calls wait; four times that else.",
+            min=0.05,
+        ),
     ] = 0.25,
     grace_s: Annotated[
-        float, typer.Option(help="Seconds that calls may go on after SIGTERM.", min=0.0)
+        float,
+        typer.Option(help="Seconds that running calls may go on after SIGTERM; then they are cut.", min=0.0),
     ] = 30.0,
     max_window: Annotated[int, typer.Option(help="Calls that the engine ever holds at once.", min=1)] = 256,
     engine_wait_s: Annotated[
@@ -251,7 +259,8 @@ def sidecar(
         int, typer.Option(help="Longest request body, in bytes; 413 above.", min=1)
     ] = 67_108_864,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the jitter in Retry-After. Default: from the system.")
+        int | None,
+        typer.Option(help="Seed of the jitter in Retry-After, any whole number. Default: from the system."),
     ] = None,
 ) -> None:
     """Stand before one engine: queue, order, throttle and account for its calls, until SIGTERM.

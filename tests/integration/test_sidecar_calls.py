@@ -82,6 +82,13 @@ async def test_keep_alive_and_pipelining_answer_in_order(engine, sidecar):
     assert answers[3].fields == {"target": "/v1/models?x=1"}
 
 
+async def test_trace_context_reaches_the_engine_unchanged(engine, sidecar):
+    trace = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01", "tracestate": "vendor=1,other=2"}
+    await ask(sidecar.data_address, KEY_A, {}, **trace)
+    (seen,) = engine.completions
+    assert {name: seen.header(name) for name in trace} == trace
+
+
 async def test_other_paths_pass_without_a_key(engine, sidecar):
     async with await Client.connect(sidecar.data_address) as client:
         client.send("PUT", "/anything?a=b&c=%20", {"X-Mine": "1", "x-fairserve-user": "u"}, b"body")

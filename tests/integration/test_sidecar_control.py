@@ -411,6 +411,24 @@ async def test_stop_lets_running_calls_finish(tmp_path, engine):
         await idle.leave()
 
 
+async def test_a_call_that_arrives_while_it_stops_is_503(tmp_path, engine):
+    async with (
+        running_sidecar(tmp_path, engine, document()) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+    ):
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {KEY_A}\r\n"
+        client.writer.write(head.encode() + b"Content-Length: 2\r\n\r\n{")
+        await eventually(lambda: any(c.in_use for c in sidecar._server.connections), "the call begins")
+        stopping = asyncio.create_task(sidecar.stop(grace_s=30))
+        await eventually(lambda: sidecar.proxy.draining, "it stops")
+        client.writer.write(b"}")
+        answer = await client.answer()
+        assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "shutting_down")
+        assert (answer.header("connection"), int(answer.header("retry-after")) >= 1) == ("close", True)
+        await stopping
+    assert engine.completions == []
+
+
 async def test_engine_that_is_not_healthy_is_not_ready(engine, sidecar):
     await eventually(lambda: not sidecar.obstacles(), "it is ready")
     engine.healthy = False
