@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -60,6 +60,7 @@ def documents(draw: st.DrawFn) -> SchedulerConfig:
     )
 
 
+@settings(deadline=None)
 @given(documents(), documents())
 def test_a_difference_makes_the_new_document_of_the_old(old: SchedulerConfig, new: SchedulerConfig) -> None:
     travelled = Difference.from_bytes(diff(old, new).to_bytes())
@@ -68,6 +69,7 @@ def test_a_difference_makes_the_new_document_of_the_old(old: SchedulerConfig, ne
     assert (made.to_bytes(), made.content_hash) == (new.to_bytes(), new.content_hash)
 
 
+@settings(deadline=None)
 @given(documents(), documents(), documents())
 def test_a_difference_applies_to_no_other_document(
     old: SchedulerConfig, new: SchedulerConfig, other: SchedulerConfig
