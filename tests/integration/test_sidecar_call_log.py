@@ -24,6 +24,7 @@ from tests.integration.sidecars import (
     eventually,
     running_sidecar,
 )
+from tests.parts.process import free_port
 
 FIELDS = [
     "time",
@@ -164,6 +165,15 @@ async def test_calls_that_were_cut_tell_what_was_computed(engine, sidecar, log):
     await ask(sidecar.data_address, KEY_A, {})
     broken = (await written(log, 2))[1]
     assert (broken["outcome"], broken["status"], broken["reason"]) == ("failed", 502, "engine_broken")
+
+
+async def test_a_call_that_meets_no_engine_has_a_line(tmp_path, log):
+    async with running_sidecar(tmp_path, free_port(), document(), call_log=log, engine_wait_s=0.2) as sidecar:
+        answer = await ask(sidecar.data_address, KEY_A, {})
+        assert answer.status == 503
+        (gone,) = await written(log, 1)
+    assert (gone["outcome"], gone["status"], gone["reason"]) == ("evicted", 503, "engine_unavailable")
+    assert gone["wait_s"] is None
 
 
 async def test_what_is_left_is_written_when_it_stops(tmp_path, engine, log):

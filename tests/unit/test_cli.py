@@ -58,7 +58,8 @@ def test_the_sidecars_help_shows_every_flag_and_its_default():
     for name, flag in _FLAGS.items():
         assert f"--{name.replace('_', '-')} " in shown
         if flag.default not in (None, inspect.Parameter.empty):
-            assert f"[default: {flag.default}]" in shown
+            default = flag.default if flag.default is not False else f"no-{name.replace('_', '-')}"
+            assert f"[default: {default}]" in shown
 
 
 def test_the_version_needs_nothing():

@@ -155,6 +155,7 @@ class Dispatcher:
         self.window.refused(self.scheduler.running)
         self._paused_until = max(self._paused_until or 0.0, self._clock() + pause_s)
         self._stopped = True
+
     def charge(self, call: Call, usage: Usage) -> float:
         """Charge what was computed outside of the queue. Its normalised cost."""
         scheduler = self.scheduler

@@ -34,9 +34,10 @@ from fairserve.sidecar.realtime import (
     asks_for_websocket,
 )
 from fairserve.sidecar.refusals import (
+    ENGINE_BROKEN,
     Problem,
     Unavailable,
-    broken_engine_response,
+    failed_engine_response,
     problem_response,
     refusal_response,
     refusal_status,
@@ -107,7 +108,7 @@ class Proxy:
             charge=self._charge_session,
             ended=self._session_ended,
             unavailable=self.unavailable,
-            broken=lambda request: broken_engine_response(request, reuse=False),
+            broken=lambda request: failed_engine_response(request, ENGINE_BROKEN, reuse=False),
         )
 
     def handle(self, connection: Connection, request: Request) -> Work | None:
@@ -502,6 +503,14 @@ class ScheduledCall(Forwarding):
         return 0.0 if self._dispatched_at is None else self._proxy.clock() - self._dispatched_at
 
 
+#: What a client sees of each failure before its answer has begun, and its name in the log.
+_FAILED = {
+    Failure.UNREACHABLE: (503, "engine_unavailable"),
+    Failure.BROKEN: (502, "engine_broken"),
+    Failure.SILENT: (504, "engine_silent"),
+}
+
+
 class LoggedCall(ScheduledCall):
     """A call of which a line is kept."""
 
@@ -549,11 +558,16 @@ class LoggedCall(ScheduledCall):
 
     def broke(self, failure: Failure) -> None:
         """Note what the client gets."""
-        unreachable = failure is Failure.UNREACHABLE
-        self._reason = "engine_unavailable" if unreachable else "engine_broken"
+        status, self._reason = _FAILED[failure]
         if not self._begun:
-            self._status = 503 if unreachable else 502
+            self._status = status
         super().broke(failure)
+
+    def engine_gone(self) -> None:
+        """Note that there was no engine."""
+        super().engine_gone()
+        self._status, self._reason = _FAILED[Failure.UNREACHABLE]
+        self._note(Usage(0, 0), Outcome.EVICTED)
 
     def left(self) -> None:
         """Note that it waited for nothing."""
