@@ -18,6 +18,8 @@ from typing import Any
 _TRUE = frozenset({"true", "1", "on", "yes", "t", "y"})
 #: Top-level fields by which a client would place itself before others, or beside their cached prefixes.
 _ORDER_FIELDS = frozenset({"priority", "cache_salt"})
+#: A whole number as pydantic takes it from a string.
+_WHOLE = re.compile(r"([+-]?[0-9](?:_?[0-9])*)(?:\.0+)?")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
@@ -280,10 +282,15 @@ def boolean(value: object) -> bool:
 
 def integer(value: object) -> int | None:
     """Pydantic's lax integer; None for what it would refuse, and for what is not above zero."""
-    if type(value) is str and len(value) < 20:
+    if type(value) is int:
+        return value if value > 0 else None
+    if value is True:
+        return 1
+    if type(value) is str:
+        whole = _WHOLE.fullmatch(value.strip())
         try:
-            value = int(value)
-        except ValueError:
+            value = int(whole[1]) if whole else None
+        except ValueError:  # Python has a limit to digits, and so has pydantic
             return None
     elif type(value) is float and value.is_integer():
         value = int(value)
