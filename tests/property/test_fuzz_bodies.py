@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from fairserve.engine.requests import EngineRequest, boolean, completion_amount, integer, read_json
+from tests.property import fuzz_cases
 
-CASES = 50_000
+CASES = fuzz_cases.BODIES
 NAMES = ("stream", "stream_options", "priority", "cache_salt", "n", "max_tokens", "max_completion_tokens")
 NAMES += ("prompt", "user", "metadata", "model", "é", "", "priority\0", "Priority")
 INSIDE = ("include_usage", "continuous_usage_stats", "priority", "user_id", "x")

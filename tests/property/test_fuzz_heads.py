@@ -15,10 +15,10 @@ from fairserve.sidecar.messages import OWN_PREFIX, Headers
 from fairserve.sidecar.options import Address, Limits, SidecarOptions
 from fairserve.sidecar.service import Sidecar
 from tests.integration.sidecars import KEY_A, document
-from tests.property import fuzz_heads
+from tests.property import fuzz_cases, fuzz_heads
 from tests.property.memory_wire import ClientWire, Ends, EngineInMemory, Read, read_all, settle, statuses
 
-CASES = 40_000
+CASES = fuzz_cases.HEADS
 LIMITS = Limits(max_head_bytes=2048, max_body_bytes=4096)
 GOOD = f"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY_A}\r\n".encode()
 GOOD += b"Content-Length: 2\r\n\r\n{}"
