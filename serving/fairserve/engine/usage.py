@@ -19,6 +19,9 @@ _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 #: Where an answer's usage begins. Cohere's embeddings have it under another name.
 _IN_BODY = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+#: In the event that ends one answer of a stream, and in no other.
+_ENDS = b'"finish_reason":"'
+_FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*"(?:[^"\\]|\\.)*"')
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 #: The id of an answer comes before anything of the client's.
 _ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
@@ -130,17 +133,22 @@ class EventStream:
 
     With `strips` set, the event that holds only usage (`"choices": []`) is taken out; everything else
     leaves as it came. An event that has not fully arrived is held back then, because it might be the one.
+
+    vLLM signs its last event with a fingerprint, which is the usage event if there is one. The event that
+    ends the last of `answers` waits for it and is signed instead.
     """
 
-    __slots__ = ("_first", "_held", "_last", "_overlong", "_strips", "events")
+    __slots__ = ("_first", "_held", "_last", "_open", "_overlong", "_strips", "_unsigned", "events")
 
-    def __init__(self, *, strips: bool) -> None:
+    def __init__(self, *, strips: bool, answers: int = 1) -> None:
         self.events = 0  #: complete events so far, without those taken out
         self._strips = strips
         self._held = b""
         self._first: bytes | None = None
         self._last: bytes | None = None
         self._overlong = False
+        self._open = answers if strips else 0  #: answers whose end, still to come, is looked for
+        self._unsigned = b""
 
     def feed(self, data: bytes) -> bytes:
         """What to pass on now."""
@@ -156,6 +164,8 @@ class EventStream:
         self.events += complete.count(b"\n\n") + complete.count(b"\n\r\n")
         if _MARK in complete:
             complete = self._look_at(complete)
+        if self._open and (self._unsigned or _ENDS in complete):
+            complete = self._signed(complete)
         return complete if self._strips else data
 
     def end(self) -> bytes:
@@ -163,7 +173,7 @@ class EventStream:
         held, self._held = self._held, b""
         if _MARK in held:
             self._note(held)
-        return held if self._strips and not self._overlong else b""
+        return self._unsigned + held if self._strips and not self._overlong else b""
 
     def cut(self) -> bytes:
         """The stream broke off: what ends an event of which a part has been passed on. The reader may make
@@ -202,7 +212,7 @@ class EventStream:
             return b"" if self._strips else data
         self._overlong = True
         self._held = arrived[-3:]
-        return arrived if self._strips else data
+        return self._release() + arrived if self._strips else data
 
     def _pass_overlong(self, data: bytes) -> bytes:
         """Pass on up to the overlong event's end; what is held has left already and only helps to see it."""
@@ -214,6 +224,33 @@ class EventStream:
         self._held, self._overlong = b"", False
         self.events += 1
         return data[:rest] + self.feed(data[rest:])
+
+    def _signed(self, complete: bytes) -> bytes:
+        """Hold the event that ends the last answer, until the next one has come."""
+        if self._unsigned:
+            return self._release() + complete
+        ended = complete.count(_ENDS)
+        if ended < self._open:
+            self._open -= ended
+            return complete
+        at = complete.rfind(_ENDS)
+        start = max(complete.rfind(b"\n\n", 0, at) + 2, complete.rfind(b"\n\r\n", 0, at) + 3)
+        separator = _EVENT_END.search(complete, at)
+        assert separator is not None, "events here are complete"
+        passed, rest = complete[: start if start > 2 else 0], complete[separator.end() :]
+        self._unsigned = complete[len(passed) : separator.end()]
+        if rest or self._last is not None:
+            return passed + self._release() + rest
+        return passed
+
+    def _release(self) -> bytes:
+        """The event that was held, signed as the usage event was."""
+        event, self._unsigned, self._open = self._unsigned, b"", 0
+        mark = None if self._last is None else _FINGERPRINT.search(self._last)
+        if mark is None or not event or _FINGERPRINT.search(event):
+            return event
+        inside, brace, after = event.rpartition(b"}")
+        return b"%b,%b%b%b" % (inside, mark[0], brace, after) if brace else event
 
     def _look_at(self, complete: bytes) -> bytes:
         kept = []

@@ -383,7 +383,7 @@ class ScheduledCall(Forwarding):
         self._status = head.status
         content_type = head.header(b"content-type") or b""
         if content_type.startswith(b"text/event-stream") and head.header(b"content-encoding") is None:
-            self._events = EventStream(strips=self._asked.strips_usage)
+            self._events = EventStream(strips=self._asked.strips_usage, answers=self._asked.sequences)
             return self._asked.strips_usage
         metadata = None if self._endpoint.generates else head.header(b"metadata")
         if metadata is not None:

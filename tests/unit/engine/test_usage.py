@@ -106,6 +106,54 @@ def test_event_too_long_to_hold_is_passed_and_the_next_is_still_seen(strips, siz
     assert len(stream._held) == 0
 
 
+def answer(index: int, *, signed: bool) -> bytes:
+    """Two tokens, the second of which ends one answer of a stream."""
+    first = {"choices": [{"index": index, "delta": {"content": "\n\n"}, "finish_reason": None}]}
+    last = {"choices": [{"index": index, "delta": {"content": "b"}, "finish_reason": "stop"}]}
+    if signed:
+        last["system_fingerprint"] = FINGERPRINT
+    return event(first) + event(last)
+
+
+def event(content: object) -> bytes:
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+
+
+FINGERPRINT = 'vllm-1 "x" {'
+SIGNED_USAGE = event({"choices": [], "usage": USAGE, "system_fingerprint": FINGERPRINT})
+END = answer(0, signed=False) + SIGNED_USAGE + DONE
+
+
+@pytest.mark.parametrize("cut", range(len(END) + 1))
+def test_fingerprint_of_the_usage_event_is_put_where_the_engine_puts_it_without_one(cut):
+    stream = EventStream(strips=True)
+    assert run(stream, [END[:cut], END[cut:]]) == answer(0, signed=True) + DONE
+    assert stream.events == 3
+
+
+def test_of_several_answers_the_last_is_signed_and_the_others_do_not_wait():
+    stream = EventStream(strips=True, answers=2)
+    assert stream.feed(answer(1, signed=False)) == answer(1, signed=False)
+    held = stream.feed(answer(0, signed=False))
+    assert held + stream.feed(SIGNED_USAGE + DONE) + stream.end() == answer(0, signed=True) + DONE
+
+
+@pytest.mark.parametrize(
+    "after", [DONE, answer(1, signed=False), ONLY_USAGE, b"data: " + b"x" * 2_000_000, b""]
+)
+def test_event_without_a_fingerprint_to_come_is_passed_as_it_is(after):
+    for pieces in ([answer(0, signed=False), after], [answer(0, signed=False) + after]):
+        expected = b"".join(pieces).replace(ONLY_USAGE, b"")
+        assert run(EventStream(strips=True), pieces) == expected
+
+
+def test_end_of_an_answer_waits_for_the_next_event_alone():
+    stream = EventStream(strips=True)
+    ends = answer(0, signed=False)
+    assert stream.feed(ends) + stream.feed(b"data: x\n\n") == ends + b"data: x\n\n"
+    assert EventStream(strips=False).feed(ends) == ends
+
+
 def test_stream_without_usage_has_none():
     stream = EventStream(strips=True)
     assert run(stream, [TOKENS, b"data: {unfinished"]) == TOKENS + b"data: {unfinished"
