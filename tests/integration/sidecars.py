@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from fairserve.config import SchedulerConfig, key_digest
 from fairserve.sidecar.options import Address, Limits, SidecarOptions
 from fairserve.sidecar.service import Sidecar
 from tests.fakes.engine import FakeEngine
+from tests.parts.process import Process, free_port
 
 SALT = "00" * 16
 TOKEN = "control-token"
@@ -87,6 +90,16 @@ async def running_sidecar(
     finally:
         await sidecar.stop()
         sidecar.scheduler.check()
+
+
+def process(folder: Path, engine_port: int, port: int, *more: str) -> Process:
+    """A sidecar as a process of its own, which boots from a file."""
+    (folder / "token").write_text(TOKEN)
+    (folder / "config.json").write_bytes(document().to_bytes())
+    args = [sys.executable, "-m", "fairserve.cli", "sidecar", "--listen", f"127.0.0.1:{port}"]
+    args += ["--control", f"127.0.0.1:{free_port()}", "--engine", f"http://127.0.0.1:{engine_port}"]
+    args += ["--config", str(folder / "config.json"), "--control-token-file", str(folder / "token"), *more]
+    return Process("sidecar", args, folder / "log", env={"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 @dataclass

@@ -6,12 +6,11 @@ import asyncio
 import json
 import os
 import signal
-import sys
 
 import pytest
 
 from tests.fakes.engine import FakeEngine, Reply, Seen, answer_at_once
-from tests.integration.sidecars import KEY_A, TOKEN, ask, document, eventually
+from tests.integration.sidecars import KEY_A, TOKEN, ask, eventually, process
 from tests.parts.process import Process, free_port
 
 
@@ -19,15 +18,6 @@ from tests.parts.process import Process, free_port
 async def engine():
     async with FakeEngine() as engine:
         yield engine
-
-
-def process(folder, engine: FakeEngine, port: int, *more: str) -> Process:
-    (folder / "token").write_text(TOKEN)
-    (folder / "config.json").write_bytes(document().to_bytes())
-    args = [sys.executable, "-m", "fairserve.cli", "sidecar", "--listen", f"127.0.0.1:{port}"]
-    args += ["--control", f"127.0.0.1:{free_port()}", "--engine", f"http://127.0.0.1:{engine.port}"]
-    args += ["--config", str(folder / "config.json"), "--control-token-file", str(folder / "token"), *more]
-    return Process("sidecar", args, folder / "log", env={"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
 def exit_status(ended: Process) -> int:
@@ -59,7 +49,7 @@ async def test_sigterm_finishes_what_runs_writes_the_snapshot_and_exits_0(tmp_pa
         await go_on.wait()
         await answer_at_once(seen, reply)
 
-    with process(tmp_path, engine, port, "--snapshot", str(snapshot)) as sidecar:
+    with process(tmp_path, engine.port, port, "--snapshot", str(snapshot)) as sidecar:
         await until_served(port)
         engine.behaviour = wait
         before = len(engine.completions)
@@ -89,14 +79,14 @@ async def test_sigterm_finishes_what_runs_writes_the_snapshot_and_exits_0(tmp_pa
     ],
 )
 async def test_wrong_option_is_named_and_exits_2(tmp_path, engine, wrong, named):
-    with process(tmp_path, engine, free_port(), *wrong) as sidecar:
+    with process(tmp_path, engine.port, free_port(), *wrong) as sidecar:
         await eventually(lambda: not sidecar.alive, "it ends", 30.0)
         assert exit_status(sidecar) == 2
         assert named in sidecar.log_tail()
 
 
 async def test_taken_port_exits_1_and_names_it(tmp_path, engine):
-    with process(tmp_path, engine, engine.port) as sidecar:
+    with process(tmp_path, engine.port, engine.port) as sidecar:
         await eventually(lambda: not sidecar.alive, "it ends", 30.0)
         assert exit_status(sidecar) == 1
         assert str(engine.port) in sidecar.log_tail()

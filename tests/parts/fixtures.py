@@ -70,7 +70,9 @@ def vllm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     """A vLLM that all tests share, with so little room that a dozen calls overload it.
 
-    32 KV blocks of 128 tokens hold four calls of the longest length, and eight run at once.
+    32 KV blocks of 128 tokens hold four calls of the longest length, and eight run at once. It keeps
+    responses, so that one can go on from another.
     """
-    with Vllm(num_gpu_blocks=32, max_num_seqs=8, directory=tmp_path_factory.mktemp("vllm")) as running:
+    directory, env = tmp_path_factory.mktemp("vllm"), {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
+    with Vllm(num_gpu_blocks=32, max_num_seqs=8, directory=directory, env=env) as running:
         yield running
