@@ -8,6 +8,7 @@ tenants or scheduling: a `Receiver` is told what arrives.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from fairserve.sidecar.options import Address
 #: vLLM's server drops an idle connection after 5 s; a shorter time here keeps calls off dying connections.
 _IDLE_S = 3.0
 _RETRY_S = 0.05
+#: What one read may bring is what a stalled client can leave here; the kernel's own choice is megabytes.
+_RECEIVE_BYTES = 32_768
 
 
 class Failure(Enum):
@@ -139,6 +142,9 @@ class UpstreamConnection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The engine has accepted."""
         self._transport = cast("asyncio.Transport", transport)
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and hand on everything that arrived in one piece."""
