@@ -302,6 +302,21 @@ async def test_both_sdks_return_by_themselves_when_their_limit_allows_it(tmp_pat
     assert metric(text, "fairserve_requests_total", tenant="b", outcome="completed") == 4
 
 
+async def test_both_sdks_return_by_themselves_when_the_engine_is_back(tmp_path, engine):
+    limits = Limits(connect_timeout_s=0.1)
+    async with running_sidecar(tmp_path, engine, document(), limits=limits) as sidecar:
+        await engine.close()
+        await eventually(lambda: sidecar.dispatcher.held, "the sidecar knows that the engine is gone")
+        asked = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+        async with openai_client(sidecar) as oai, anthropic_client(sidecar) as ant:
+            calls = asyncio.gather(oai.models.list(), ant.messages.count_tokens(**asked))
+            await asyncio.sleep(0.5)  # both have been told 503
+            assert not calls.done()
+            await engine.listen(engine.port)
+            await calls
+    assert {seen.target for seen in engine.seen} == {"/v1/models", "/v1/messages/count_tokens"}
+
+
 async def test_chain_of_responses_is_one_interaction(tmp_path, engine):
     tenants = [{"name": "a"}, {"name": "b", "per_user": {"count": 1, "window_s": 600}}]
     async with running_sidecar(tmp_path, engine, document(tenants=tenants)) as sidecar:
