@@ -173,7 +173,6 @@ async def test_a_call_that_meets_no_engine_has_a_line(tmp_path, log):
         assert answer.status == 503
         (gone,) = await written(log, 1)
     assert (gone["outcome"], gone["status"], gone["reason"]) == ("evicted", 503, "engine_unavailable")
-    assert gone["wait_s"] is None
 
 
 async def test_what_is_left_is_written_when_it_stops(tmp_path, engine, log):

@@ -176,12 +176,12 @@ class EventStream:
         return self._unsigned + held if self._strips and not self._overlong else b""
 
     def cut(self) -> bytes:
-        """The stream broke off: what ends an event of which a part has been passed on. The reader may make
-        nothing of that event, but the next one is read by itself.
+        """The stream broke off: the whole event that was held, and what ends one of which a part has been
+        passed on. The reader may make nothing of that event, but the next one is read by itself.
         """
         partial = self._overlong or (bool(self._held) and not self._strips)
         self._held, self._overlong = b"", False
-        return b"\n\n" if partial else b""
+        return self._release() + (b"\n\n" if partial else b"")
 
     def usage(self) -> Usage | None:
         """The last usage that the stream carried, with what its beginning said of the prompt; None while

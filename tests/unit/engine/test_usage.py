@@ -322,6 +322,12 @@ def test_stream_that_broke_off_ends_between_two_events(strips, cut):
         assert ended == passed, "what was held back is dropped"
 
 
+def test_an_answers_end_that_waited_is_passed_on_when_the_stream_breaks_off():
+    stream = EventStream(strips=True)
+    assert stream.feed(answer(0, signed=False)) + stream.cut() == answer(0, signed=False)
+    assert stream.end() == b""
+
+
 @pytest.mark.parametrize("strips", [True, False])
 def test_overlong_event_that_broke_off_is_ended(strips):
     stream = EventStream(strips=strips)
