@@ -14,25 +14,18 @@ import asyncio
 import contextlib
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import uvloop
 
-from bench.dummy_engine import ANSWER, DONE
-from bench.results import ROOT, Figure, Goal, at_least, at_most, figure, half_quartiles, publish
-from fairserve.config import SchedulerConfig, key_digest
+from bench.clients import CHAT, Repeating, Streaming, request
+from bench.processes import TENANTS, answering, cpu_s, dummy_engine, memory_mib, sidecar, started
+from bench.results import Figure, Goal, at_least, at_most, figure, half_quartiles, publish
 
-SALT = "00" * 16
-TENANTS = 1_000
-CHAT = b"/v1/chat/completions"
 #: Not a path of vLLM's: the sidecar forwards it and does nothing else.
 FORWARDED = b"/do-nothing"
 BODY = b'{"model":"m","messages":[{"role":"user","content":"' + b"hello " * 20 + b'"}],"max_tokens":8}'
@@ -52,77 +45,6 @@ class Peer:
     port: int
     pid: int
     path: bytes = CHAT
-
-
-def request(path: bytes, body: bytes, key: int = 7) -> bytes:
-    return (
-        b"POST %b HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key-%d\r\nContent-Type: application/json\r\n"
-        b"User-Agent: bench\r\nAccept: */*\r\nContent-Length: %d\r\n\r\n%b"
-    ) % (path, key, len(body), body)
-
-
-# -- clients ----------------------------------------------------------------------------------------------
-
-
-class Repeating(asyncio.Protocol):
-    """Sends a call, and the next when it is answered."""
-
-    def __init__(self, sent: bytes, times: list[float]) -> None:
-        self.sent, self.times = sent, times
-        self.received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self.send()
-
-    def send(self) -> None:
-        self.began = time.perf_counter()
-        self.transport.write(self.sent)
-
-    def data_received(self, data: bytes) -> None:
-        self.received += data
-        if ANSWER in self.received:
-            if not self.received.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"unexpected answer: {self.received[:200]!r}")
-            self.times.append(time.perf_counter() - self.began)
-            self.received = b""
-            self.send()
-
-
-class Streaming(asyncio.Protocol):
-    """Reads one stream to its end."""
-
-    def __init__(self, sent: bytes) -> None:
-        self.sent = sent
-        self.tokens = 0
-        self.tail = b""
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)
-        self.transport.write(self.sent)
-
-    def data_received(self, data: bytes) -> None:
-        self.tokens += data.count(b'"content":"word ')
-        self.tail = (self.tail + data)[-64:]
-        if DONE in self.tail and not self.done.done():
-            self.done.set_result(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(ConnectionError(f"the stream broke after {self.tokens} tokens"))
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds that a process has used: hardly disturbed by what else runs here."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mib(pid: int) -> float:
-    """Resident memory."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 async def repeated(peer: Peer, connections: int, seconds: float) -> tuple[list[float], float, float]:
@@ -166,52 +88,6 @@ async def streamed(peer: Peer, streams: int, pace: int, seconds: float) -> tuple
     for client in clients:
         client.transport.abort()
     return used, memory
-
-
-# -- processes --------------------------------------------------------------------------------------------
-
-
-def configuration() -> bytes:
-    names = [f"t{number}" for number in range(TENANTS)]
-    keys = [{"digest": key_digest(SALT, f"key-{n}"), "tenant": name} for n, name in enumerate(names)]
-    tenants = [{"name": name, "per_user": {"count": 1_000_000, "window_s": 60}} for name in names]
-    document = {"pool": "default/llm", "identity": {"salt": SALT, "api_keys": keys}, "tenants": tenants}
-    return SchedulerConfig.model_validate(document).to_bytes()
-
-
-@contextlib.contextmanager
-def started(command: list[str], core: int, environment: dict[str, str]) -> Iterator[int]:
-    """A process on one core, ended at the end; its id."""
-    child = subprocess.Popen(command, env=os.environ | environment, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        os.sched_setaffinity(child.pid, {core})
-        yield child.pid
-    finally:
-        child.terminate()
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-
-
-async def answering(port: int, path: bytes = CHAT) -> None:
-    """Wait until calls are answered there."""
-    for _ in range(600):
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(request(path, BODY))
-            line = await asyncio.wait_for(reader.readline(), 1.0)
-            writer.close()
-            if b" 200 " in line:
-                return
-        except (OSError, TimeoutError):
-            pass
-        await asyncio.sleep(0.1)
-    raise RuntimeError(f"nothing answers on port {port}")
-
-
-# -- figures ----------------------------------------------------------------------------------------------
 
 
 async def measure(peers: list[Peer], rounds: int, seconds: float) -> list[Figure]:
@@ -284,18 +160,18 @@ def main() -> None:
     os.sched_setaffinity(0, {cores[1]})
     engine, port, control, router_port = 18100, 18101, 18102, 18103
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        config, token = Path(folder, "config.json"), Path(folder, "token")
-        config.write_bytes(configuration())
-        token.write_text("t", encoding="ascii")
-        upstream = [sys.executable, "-m", "bench.dummy_engine", str(engine)]
-        peers = [Peer("bare engine", engine, stack.enter_context(started(upstream, cores[1], {})))]
-        sidecar = [
-            *(sys.executable, "-m", "fairserve.cli", "sidecar", "--engine", f"http://127.0.0.1:{engine}"),
-            *("--listen", f"127.0.0.1:{port}", "--control", f"127.0.0.1:{control}", "--max-window", "4096"),
-            *("--config", str(config), "--control-token-file", str(token)),
-        ]
-        path = {"PYTHONPATH": str(options.compiled.resolve())} if options.compiled is not None else {}
-        pid = stack.enter_context(started(sidecar, cores[0], path))
+        peers = [Peer("bare engine", engine, stack.enter_context(dummy_engine(engine, cores[1])))]
+        pid = stack.enter_context(
+            sidecar(
+                Path(folder),
+                engine=engine,
+                port=port,
+                control=control,
+                core=cores[0],
+                compiled=options.compiled,
+                options=("--max-window", "4096"),
+            )
+        )
         peers.append(Peer("sidecar", port, pid))
         peers.append(Peer("forwarding alone", port, pid, FORWARDED))
         if options.router is not None:
@@ -318,16 +194,14 @@ def main() -> None:
                     "18104",
                 ),
             ]
-            peers.append(
-                Peer("vllm-router", router_port, stack.enter_context(started(command, cores[0], {})))
-            )
+            peers.append(Peer("vllm-router", router_port, stack.enter_context(started(command, cores[0]))))
         figures = uvloop.run(run(peers, options.rounds, options.seconds))
     publish("sidecar", None, figures)
 
 
 async def run(peers: list[Peer], rounds: int, seconds: float) -> list[Figure]:
     for peer in peers:
-        await answering(peer.port, peer.path)
+        await answering(peer.port, peer.path, BODY)
     return await measure(peers, rounds, seconds)
 
 
