@@ -1,8 +1,8 @@
 """The dispatch window: how many calls the engine should hold (scheduling.md §5).
 
 The scheduler decides only while calls wait with it and not inside the engine. So the window grows while
-the engine keeps nothing waiting, shrinks when it does or when it preempts, and the calls in flight must
-fit the engine's KV pool. A pure controller: samples in, a size out.
+the engine keeps nothing waiting, shrinks when it keeps more than a few or when it preempts, and the calls in
+flight must fit the engine's KV pool. A pure controller: samples in, a size out.
 """
 
 from __future__ import annotations
@@ -22,14 +22,19 @@ class EngineSample:
 
 
 class DispatchWindow:
-    """Additive increase while the window is full and the engine keeps nothing waiting; decrease to what the
-    engine really runs when calls wait inside it.
+    """A little more than the engine runs at once: enough that a slot which falls free finds a call, and so
+    little that at most `tolerated` calls wait inside the engine.
+
+    A sample with more than that takes a call off, down to what the engine runs and tolerates, and once the
+    batch is known no sample adds more than `PROBE`: in the long run that is the share of samples with more.
     """
 
     #: Preemption recomputes a prompt: give back this share of the window for it.
     BACKOFF = 0.8
     #: An engine that refused a call is asked for more than it held only after so many samples.
     PATIENCE = 40
+    #: Calls added for a sample in which a full window left nothing waiting in an engine that has been full.
+    PROBE = 0.04
 
     def __init__(self, *, maximum: int = 256, initial: int = 8) -> None:
         if not 1 <= initial <= maximum:
@@ -41,6 +46,7 @@ class DispatchWindow:
         #: What the engine held when it refused a call, and how many samples ago that was; the maximum after.
         self._ceiling = float(maximum)
         self._samples = 0
+        self._batch: int | None = None  #: what the engine ran when it last kept a call waiting
 
     @property
     def size(self) -> int:
@@ -56,14 +62,20 @@ class DispatchWindow:
                 self._ceiling += max(1.0, 0.1 * self._ceiling)
         preempted = self._preemptions is not None and sample.preemptions > self._preemptions
         self._preemptions = sample.preemptions
-        # One or two waiting are on their way into the batch: without them a slot stays empty for a step.
-        reserve = max(1, round(0.05 * sample.running))
+        if sample.waiting:
+            self._batch = sample.running
+        elif self._batch is not None and sample.running > self._batch:
+            self._batch = None  # It runs more than it could then: calls are smaller now.
+        most = tolerated(sample.running)
         if preempted:
             self._resize(min(self._size, float(inflight)) * self.BACKOFF)
-        elif sample.waiting > reserve:
-            self._resize(max(sample.running + reserve, self._size - (sample.waiting - reserve)))
+        elif sample.waiting > most:
+            less = self._size - max(1.0, sample.waiting - most)
+            self._resize(min(self._size, max(sample.running + most, less)))
         elif sample.waiting == 0 and inflight >= self.size:
-            self._resize(self._size + max(1.0, 0.1 * self._size))
+            searched, probed = self._size + max(1.0, 0.1 * self._size), self._size + self.PROBE
+            known = self._batch
+            self._resize(searched if known is None else max(probed, min(searched, known + most)))
 
     def refused(self, inflight: int) -> None:
         """The engine, which holds `inflight` calls of ours, refused one more."""
@@ -80,3 +92,8 @@ class DispatchWindow:
 
     def _resize(self, size: float) -> None:
         self._size = min(self._ceiling, float(self._maximum), max(1.0, size))
+
+
+def tolerated(running: int) -> float:
+    """Calls that may wait inside an engine that runs so many: on their way into the batch."""
+    return max(2.0, 0.05 * running)

@@ -1,8 +1,11 @@
 """The dispatch window."""
 
+import random
+
 import pytest
 
 from fairserve.core import DispatchWindow, EngineSample
+from fairserve.core.window import tolerated
 
 
 def sample(running, waiting=0, **more):
@@ -22,6 +25,46 @@ def test_it_finds_the_engines_batch_from_below_and_from_above(slots):
     for initial in (1, 200):
         size = converge(DispatchWindow(initial=initial), slots)
         assert slots <= size <= slots + max(2, 0.12 * slots), f"from {initial}"
+
+
+@pytest.mark.parametrize("slots", [4, 16, 128])
+def test_with_calls_on_their_way_few_wait_in_the_engine_and_few_slots_stay_empty(slots):
+    """One call in 16 slots is under way between sidecar and engine at the mean, now fewer, now more."""
+    window, rng = DispatchWindow(initial=8), random.Random(1)
+    over = empty = 0
+    for number in range(4_200):
+        inflight = window.size
+        there = inflight - sum(rng.random() < 1 / 16 for _ in range(slots))
+        seen = sample(max(0, min(there, slots)), max(0, there - slots))
+        window.observe(seen, inflight)
+        if number >= 200:
+            over += seen.waiting > tolerated(seen.running)
+            empty += slots - seen.running
+    assert over / 4_000 <= 0.05
+    assert empty / 4_000 <= 0.01 * slots
+
+
+@pytest.mark.parametrize("slots", [16, 128])
+def test_no_step_back_to_a_known_batch_leaves_more_waiting_than_is_tolerated(slots):
+    window = DispatchWindow(initial=slots // 2)
+    window.observe(sample(slots, waiting=1), slots + 1)
+    for _ in range(1_000):
+        inflight = window.size
+        window.observe(sample(min(inflight, slots), max(0, inflight - slots)), inflight)
+        assert window.size <= slots + tolerated(slots)
+    assert window.size > slots
+
+
+def test_too_many_waiting_never_widens_it():
+    window = DispatchWindow(initial=17)
+    window.observe(sample(16, waiting=3), 19)  # It was wider, and what went then is still there.
+    assert window.size <= 17
+
+
+def test_it_finds_a_batch_that_has_become_larger():
+    window = DispatchWindow(initial=8)
+    assert converge(window, 16) <= 18
+    assert 64 <= converge(window, 64, steps=30) <= 71
 
 
 def test_it_does_not_grow_while_nothing_waits_for_it():
