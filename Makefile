@@ -59,6 +59,15 @@ bench-core: $(STAMP) $(COMPILED) ## Speed and memory of the scheduling core, com
 bench-sidecar: $(STAMP) $(COMPILED) $(PEERS) ## The sidecar beside vllm-router before one dummy engine: build/bench/sidecar.json.
 	$(BIN)/python -m bench.sidecar --compiled $(COMPILED) --router $(PEERS)/bin/vllm-router
 
+.PHONY: bench-engine
+bench-engine: $(STAMP) $(COMPILED) ## The sidecar before a real vLLM on the CPU, and that vLLM alone: build/bench/engine.json.
+	$(BIN)/python -m tests.parts vllm
+	$(BIN)/python -m bench.engine --compiled $(COMPILED)
+
+.PHONY: bench-soak
+bench-soak: $(STAMP) $(COMPILED) ## The sidecar under mixed calls for MINUTES (10), and its books at the end: build/bench/soak.json.
+	$(BIN)/python -m bench.soak --compiled $(COMPILED) $(if $(MINUTES),--minutes $(MINUTES))
+
 .PHONY: paper
 paper: $(STAMP) $(COMPILED) ## The paper's experiments on the simulator: docs/paper.md, build/bench/paper.json; TRACES=DIR adds public traces.
 	PYTHONPATH=$(COMPILED) $(BIN)/python -m bench.paper $(if $(TRACES),--traces $(TRACES))
