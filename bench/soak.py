@@ -33,7 +33,10 @@ from tests.parts.process import free_port
 SEED, MINUTES, LOAD = 1, 10.0, 0.7
 #: Tenants whose clients stay, and those whose clients hang up.
 STAYING, LEAVING = range(500), range(500, 600)
-_CAPACITY_S, _CONNECTIONS = 10.0, 64
+#: The dispatch window starts small and grows while calls wait: it has found its size after the first time.
+_SEARCH_S, _CAPACITY_S = 15.0, 10.0
+#: Calls that take their time need so many clients for the rest to be busy.
+_CLIENTS = 512
 _MEMORY_EVERY_S = 1.0
 _PLAIN = b'{"model":"m","messages":[{"role":"user","content":"hello"}],"max_tokens":8}'
 _STREAM = (
@@ -125,29 +128,36 @@ class Clients:
 
 
 async def capacity(port: int, seed: int) -> float:
-    """Calls a second of the mix in a closed loop; streams and those that hang up don't hold the others up."""
+    """Calls a second of the mix in a closed loop."""
     clients = Clients(port, seed)
     loop = asyncio.get_running_loop()
-    ends = loop.time() + _CAPACITY_S
+    ends = loop.time() + _SEARCH_S + _CAPACITY_S
 
     async def client() -> None:
         while loop.time() < ends:
             await clients.call()
 
-    # Calls that take their time need so many more clients for the rest to be busy.
-    await asyncio.gather(*(client() for _ in range(8 * _CONNECTIONS)))
+    async with asyncio.TaskGroup() as running:
+        for _ in range(_CLIENTS):
+            running.create_task(client())
+        await asyncio.sleep(_SEARCH_S)
+        before = clients.book.calls.total()
+        await asyncio.sleep(_CAPACITY_S)
+        counted = clients.book.calls.total() - before
     clients.close()
-    return clients.book.calls.total() / _CAPACITY_S
+    return counted / _CAPACITY_S
 
 
 async def soak(port: int, pid: int, rate: float, seconds: float, seed: int) -> tuple[Book, list[float]]:
     """Calls at a rate for a time. What the clients saw, and the sidecar's resident MiB, second by second."""
     clients = Clients(port, seed)
     loop = asyncio.get_running_loop()
-    began, due, memory = loop.time(), 0.0, []
+    began, due = loop.time(), 0.0
+    memory: list[float] = []
     pending: set[asyncio.Task[None]] = set()
     while (now := loop.time() - began) < seconds:
-        while due <= now:
+        # Never more at once than reached the capacity: what the machine can't do now begins late.
+        while due <= now and len(pending) < _CLIENTS:
             clients.book.late += now - due > 1.0
             task = asyncio.create_task(clients.call())
             pending.add(task)
