@@ -14,6 +14,8 @@ LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --
 SOURCES := operator serving tests bench examples compile_hot_path.py
 # What the sidecar is compared with, in an environment of its own.
 PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
+# LiteLLM has an environment to itself, made when it is asked for.
+LITELLM_PEER := build/litellm-$(shell sha256sum requirements/litellm.lock | cut -c1-16)
 # A wheel with a compiled core, unpacked; named by what it is made of.
 COMPILED := build/compiled/$(shell cat $$(find serving -name '*.py' | sort) compile_hot_path.py requirements/dev.lock | sha256sum | cut -c1-16)
 
@@ -56,8 +58,9 @@ bench-core: $(STAMP) $(COMPILED) ## Speed and memory of the scheduling core, com
 	$(BIN)/python -m bench.core --compiled $(COMPILED)
 
 .PHONY: bench-sidecar
-bench-sidecar: $(STAMP) $(COMPILED) $(PEERS) ## The sidecar beside vllm-router before one dummy engine: build/bench/sidecar.json.
-	$(BIN)/python -m bench.sidecar --compiled $(COMPILED) --router $(PEERS)/bin/vllm-router
+bench-sidecar: $(STAMP) $(COMPILED) $(PEERS) $(if $(LITELLM),$(LITELLM_PEER)) ## The sidecar beside vllm-router before one dummy engine: build/bench/sidecar.json; LITELLM=1 adds LiteLLM.
+	$(BIN)/python -m bench.sidecar --compiled $(COMPILED) --router $(PEERS)/bin/vllm-router \
+		$(if $(LITELLM),--litellm $(LITELLM_PEER)/bin/litellm)
 
 .PHONY: bench-engine
 bench-engine: $(STAMP) $(COMPILED) ## The sidecar before a real vLLM on the CPU, and that vLLM alone: build/bench/engine.json.
@@ -112,6 +115,7 @@ lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra sidecar -c requirements/dev.lock -o $(REQUIREMENTS)/sidecar.lock
 	$(LOCK) --universal $(UPGRADE) --group build -c requirements/dev.lock -o $(REQUIREMENTS)/build.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) peers.in -o peers.lock
+	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) litellm.in -o litellm.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) vllm.in --overrides vllm-overrides.txt -o vllm.lock
 
 .PHONY: clean
@@ -124,9 +128,11 @@ $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
-$(PEERS): | $(BIN)/uv
-	rm -rf build/peers-* && $(BIN)/uv venv --quiet --python $(BIN)/python $@
-	$(BIN)/uv pip sync --quiet --require-hashes --python $@/bin/python requirements/peers.lock || { rm -rf $@; exit 1; }
+$(PEERS): LOCKED := peers
+$(LITELLM_PEER): LOCKED := litellm
+$(PEERS) $(LITELLM_PEER): | $(BIN)/uv
+	rm -rf build/$(LOCKED)-* && $(BIN)/uv venv --quiet --python $(BIN)/python $@
+	$(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode --python $@/bin/python requirements/$(LOCKED).lock || { rm -rf $@; exit 1; }
 
 $(COMPILED): | $(STAMP)
 	command -v cc >/dev/null || { echo "a compiled core needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }

@@ -4,7 +4,8 @@ Everything is on in the sidecar: 1,000 tenants by API key, FairServe, limits, ac
 compiled core. Peers take turns within each round, and every figure with a goal is a ratio within a round, so
 that other work on the machine slows both sides. The proxy under test has a core of its own; the client and
 the engine share another. *Forwarding alone* is the sidecar's own proxy on a path that is not scheduled: the
-difference is what identity, scheduling and accounting cost.
+difference is what identity, scheduling and accounting cost. LiteLLM's proxy is shown without a goal, and
+without streams: it writes them anew.
 """
 
 from __future__ import annotations
@@ -12,19 +13,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import statistics
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import uvloop
 
-from bench.clients import CHAT, Repeating, Streaming, request
+from bench.clients import CHAT, Caller, Repeating, Streaming, request
 from bench.processes import TENANTS, answering, cpu_s, dummy_engine, memory_mib, sidecar, started
-from bench.results import Figure, Goal, at_least, at_most, figure, half_quartiles, publish
+from bench.results import Figure, Goal, at_least, at_most, exactly, figure, half_quartiles, publish
 
 #: Not a path of vLLM's: the sidecar forwards it and does nothing else.
 FORWARDED = b"/do-nothing"
@@ -34,7 +37,8 @@ STREAM = (
     b'"user":"pace-%d-%d"}'
 )
 ROUNDS, SECONDS = 5, 2.0
-CONNECTIONS, STREAMS, OPEN_STREAMS = 64, 128, 2_000
+CONNECTIONS, STREAMS, OPEN_STREAMS, HELD_S = 64, 128, 2_000, 60.0
+_BARE = "bare engine"
 
 
 @dataclass(frozen=True)
@@ -45,30 +49,67 @@ class Peer:
     port: int
     pid: int
     path: bytes = CHAT
+    #: Hands on other bytes than the engine's, so that its answers have to be read whole.
+    rewrites: bool = False
+
+    @property
+    def proxies_calls(self) -> bool:
+        return self.name != _BARE and self.path == CHAT and not self.rewrites
 
 
 async def repeated(peer: Peer, connections: int, seconds: float) -> tuple[list[float], float, float]:
     """Latencies in seconds, calls a second, and CPU microseconds of the proxy for a call."""
     times: list[float] = []
-    loop = asyncio.get_running_loop()
-    clients = []
-    for n in range(connections):
-        make = partial(Repeating, request(peer.path, BODY, n % TENANTS), times)
-        clients.append((await loop.create_connection(make, "127.0.0.1", peer.port))[0])
-    await asyncio.sleep(seconds / 4)
-    times.clear()
-    before = cpu_s(peer.pid)
-    await asyncio.sleep(seconds)
-    count, used = len(times), cpu_s(peer.pid) - before
-    for client in clients:
-        client.abort()
+    begin = reading if peer.rewrites else repeating
+    async with begin(peer, connections, times):
+        await asyncio.sleep(seconds / 4)
+        times.clear()
+        before = cpu_s(peer.pid)
+        await asyncio.sleep(seconds)
+        count, used = len(times), cpu_s(peer.pid) - before
     if not count:
         raise RuntimeError(f"{peer.name} answered nothing")
     return sorted(times[:count]), count / seconds, used / count * 1e6
 
 
-async def streamed(peer: Peer, streams: int, pace: int, seconds: float) -> tuple[float, float]:
-    """CPU seconds and resident MiB of the proxy while it carries streams of `pace` tokens/s."""
+@contextlib.asynccontextmanager
+async def repeating(peer: Peer, connections: int, times: list[float]) -> AsyncIterator[None]:
+    """Clients that look for the dummy engine's own bytes."""
+    loop = asyncio.get_running_loop()
+    clients = []
+    for n in range(connections):
+        make = partial(Repeating, request(peer.path, BODY, n % TENANTS), times)
+        clients.append((await loop.create_connection(make, "127.0.0.1", peer.port))[0])
+    yield
+    for client in clients:
+        client.abort()
+
+
+@contextlib.asynccontextmanager
+async def reading(peer: Peer, connections: int, times: list[float]) -> AsyncIterator[None]:
+    """Clients that read any answer."""
+    ended = False
+
+    async def client(n: int) -> None:
+        caller = await Caller.connect(peer.port)
+        while not ended:
+            answer = await caller.call(request(peer.path, BODY, n % TENANTS))
+            if answer.status != 200:
+                raise RuntimeError(f"unexpected answer {answer.status}: {answer.body[:200]!r}")
+            times.append(answer.total_s)
+        caller.transport.abort()
+
+    async with asyncio.TaskGroup() as clients:
+        for n in range(connections):
+            clients.create_task(client(n))
+        yield
+        ended = True
+
+
+async def streamed(peer: Peer, streams: int, pace: int, seconds: float) -> tuple[float, float, int]:
+    """CPU seconds and resident MiB of the proxy while it carries streams of `pace` tokens/s, and how many of
+    them broke or lack tokens.
+    """
     tokens = round(pace * seconds)
     loop = asyncio.get_running_loop()
     before = cpu_s(peer.pid)
@@ -80,14 +121,13 @@ async def streamed(peer: Peer, streams: int, pace: int, seconds: float) -> tuple
             await asyncio.sleep(0.02)
     await asyncio.sleep(seconds / 2)
     memory = memory_mib(peer.pid)
-    await asyncio.wait_for(asyncio.gather(*(client.done for client in clients)), 10 * seconds + 60)
-    lost = sum(client.tokens != tokens for client in clients)
-    if lost:
-        raise RuntimeError(f"{peer.name}: {lost} of {streams} streams have not {tokens} tokens")
+    ends = asyncio.gather(*(client.done for client in clients), return_exceptions=True)
+    await asyncio.wait_for(ends, 10 * seconds + 60)
+    lost = sum(client.tokens != tokens or client.done.exception() is not None for client in clients)
     used = cpu_s(peer.pid) - before
     for client in clients:
         client.transport.abort()
-    return used, memory
+    return used, memory, lost
 
 
 async def measure(peers: list[Peer], rounds: int, seconds: float) -> list[Figure]:
@@ -109,13 +149,16 @@ async def measure(peers: list[Peer], rounds: int, seconds: float) -> list[Figure
             add(peer, f"calls/s at {CONNECTIONS} connections", rate)
             add(peer, f"CPU a call at {CONNECTIONS} connections, us", used)
         for peer in peers:
-            if peer.name != "bare engine":
-                used, _ = await streamed(peer, STREAMS, 50, 6.0)
+            if peer.name != _BARE and not peer.rewrites:
+                used, _, lost = await streamed(peer, STREAMS, 50, 6.0)
+                if lost:
+                    raise RuntimeError(f"{peer.name}: {lost} of {STREAMS} streams broke or lack tokens")
                 add(peer, f"CPU of {STREAMS} streams of 50 tokens/s for 6 s, s", used)
     for peer in peers:
-        if peer.path == CHAT and peer.name != "bare engine":
-            _, memory = await streamed(peer, OPEN_STREAMS, 5, 30.0)
+        if peer.proxies_calls:
+            _, memory, lost = await streamed(peer, OPEN_STREAMS, 5, HELD_S)
             add(peer, f"memory at {OPEN_STREAMS:,} open streams, MiB", memory)
+            add(peer, f"of {OPEN_STREAMS:,} streams of 5 tokens/s for {HELD_S:g} s broke, streams", lost)
     return judged(samples)
 
 
@@ -140,11 +183,30 @@ def judged(samples: dict[tuple[str, str], list[float]]) -> list[Figure]:
     figures.append(figure(name, statistics.median(costs), "us CPU", half_quartiles(costs), at_most(25)))
     for (peer, what), values in samples.items():
         name, _, unit = what.rpartition(", ") if ", " in what else (what, "", "1/s")
-        most = at_most(150) if peer == ours and unit == "MiB" else None
+        wanted = {"MiB": at_most(150), "streams": exactly(0)}.get(unit) if peer == ours else None
         figures.append(
-            figure(f"{name}; {peer}", statistics.median(values), unit, half_quartiles(values), most)
+            figure(f"{name}; {peer}", statistics.median(values), unit, half_quartiles(values), wanted)
         )
     return figures
+
+
+@contextlib.contextmanager
+def litellm(program: Path, folder: Path, engine: int, port: int, core: int) -> Iterator[int]:
+    """LiteLLM's proxy with one worker, no keys and no database; its process id."""
+    model = {"model": "openai/m", "api_base": f"http://127.0.0.1:{engine}/v1", "api_key": "none"}
+    config = folder / "litellm.json"  # JSON is YAML.
+    config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": model}]}))
+    command = [
+        *(str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)),
+        *("--num_workers", "1", "--telemetry", "False"),
+    ]
+    environment = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # prices of models from its package, not from the network
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # it would not start without keys
+    }
+    with started(command, core, environment) as pid:
+        yield pid
 
 
 def main() -> None:
@@ -153,6 +215,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement (default 2)")
     parser.add_argument("--compiled", type=Path, help="folder with a compiled core (make compiled)")
     parser.add_argument("--router", type=Path, help="an installed vllm-router to compare with")
+    parser.add_argument("--litellm", type=Path, help="an installed litellm to show beside them")
     options = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -160,7 +223,7 @@ def main() -> None:
     os.sched_setaffinity(0, {cores[1]})
     engine, port, control, router_port = 18100, 18101, 18102, 18103
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        peers = [Peer("bare engine", engine, stack.enter_context(dummy_engine(engine, cores[1])))]
+        peers = [Peer(_BARE, engine, stack.enter_context(dummy_engine(engine, cores[1])))]
         pid = stack.enter_context(
             sidecar(
                 Path(folder),
@@ -176,25 +239,14 @@ def main() -> None:
         peers.append(Peer("forwarding alone", port, pid, FORWARDED))
         if options.router is not None:
             command = [
-                *(
-                    str(options.router),
-                    "--host",
-                    "127.0.0.1",
-                    "--port",
-                    str(router_port),
-                    "--policy",
-                    "round_robin",
-                ),
-                *(
-                    "--worker-urls",
-                    f"http://127.0.0.1:{engine}",
-                    "--log-level",
-                    "error",
-                    "--prometheus-port",
-                    "18104",
-                ),
+                *(str(options.router), "--host", "127.0.0.1", "--port", str(router_port)),
+                *("--policy", "round_robin", "--worker-urls", f"http://127.0.0.1:{engine}"),
+                *("--log-level", "error", "--prometheus-port", "18104"),
             ]
             peers.append(Peer("vllm-router", router_port, stack.enter_context(started(command, cores[0]))))
+        if options.litellm is not None:
+            pid = stack.enter_context(litellm(options.litellm, Path(folder), engine, 18105, cores[0]))
+            peers.append(Peer("LiteLLM", 18105, pid, rewrites=True))
         figures = uvloop.run(run(peers, options.rounds, options.seconds))
     publish("sidecar", None, figures)
 
