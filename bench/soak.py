@@ -86,7 +86,8 @@ class Clients:
         self.book = Book()
         self._port = port
         self._rng = random.Random(seed)
-        self._free: list[Caller] = []
+        #: The one that rested longest is next, so that none rests until the sidecar closes it.
+        self._free: collections.deque[Caller] = collections.deque()
 
     async def call(self) -> None:
         """One call of the mix."""
@@ -94,12 +95,13 @@ class Clients:
         self.book.calls[kind] += 1
         try:
             kept = await (self._leave() if kind is Kind.LEAVES else self._stay(kind))
-        except OSError:
+        except OSError as error:
+            print(f"lost: {kind.value}: {error}", file=sys.stderr, flush=True)
             kept = False
         self.book.lost[kind] += not kept
 
     async def _stay(self, kind: Kind) -> bool:
-        caller = self._free.pop() if self._free else await Caller.connect(self._port)
+        caller = self._free.popleft() if self._free else await Caller.connect(self._port)
         key = _NOBODY if kind is Kind.REFUSED else self._rng.choice(STAYING)
         body = _STREAM % (50, self._rng.randint(5, 25)) if kind is Kind.STREAM else _PLAIN
         answer = await caller.call(request(CHAT, body, key))
