@@ -40,7 +40,7 @@ ROUNDS, SLICE_S, PAIRS = 10, 4.0, 200
 SEQUENCES = 16  #: that the engine runs at once
 CLIENTS = 64
 #: Output tokens of a call, by load: each call asks for half to one and a half times as many.
-LOADS = {"short outputs (16 tokens)": 16, "long outputs (128 tokens)": 128}
+LOADS = {"16 output tokens": 16, "32 output tokens": 32, "128 output tokens": 128}
 _SAMPLE_S = 0.1
 _WARM_S = 1.0
 _METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

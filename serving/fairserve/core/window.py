@@ -46,7 +46,7 @@ class DispatchWindow:
         #: What the engine held when it refused a call, and how many samples ago that was; the maximum after.
         self._ceiling = float(maximum)
         self._samples = 0
-        self._batch: int | None = None  #: what the engine ran when it last kept a call waiting
+        self._batch: int | None = None  #: what the engine runs when it keeps calls waiting
 
     @property
     def size(self) -> int:
@@ -62,11 +62,8 @@ class DispatchWindow:
                 self._ceiling += max(1.0, 0.1 * self._ceiling)
         preempted = self._preemptions is not None and sample.preemptions > self._preemptions
         self._preemptions = sample.preemptions
-        if sample.waiting:
-            self._batch = sample.running
-        elif self._batch is not None and sample.running > self._batch:
-            self._batch = None  # It runs more than it could then: calls are smaller now.
         most = tolerated(sample.running)
+        self._learn_batch(sample, most)
         if preempted:
             self._resize(min(self._size, float(inflight)) * self.BACKOFF)
         elif sample.waiting > most:
@@ -89,6 +86,17 @@ class DispatchWindow:
         if inflight_calls >= self.size:
             return False
         return self._kv_tokens is None or inflight_tokens < self._kv_tokens
+
+    def _learn_batch(self, sample: EngineSample, most: float) -> None:
+        """What runs while calls wait is the batch, less calls that have ended just now: a few either way are
+        chance.
+        """
+        above = sample.running - (self._batch or 0)
+        if sample.waiting:
+            if above > 0 or above < -most:
+                self._batch = sample.running
+        elif self._batch is not None and above > most:
+            self._batch = None  # It runs more than it could then: calls are smaller now.
 
     def _resize(self, size: float) -> None:
         self._size = min(self._ceiling, float(self._maximum), max(1.0, size))

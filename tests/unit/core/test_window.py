@@ -29,19 +29,25 @@ def test_it_finds_the_engines_batch_from_below_and_from_above(slots):
 
 @pytest.mark.parametrize("slots", [4, 16, 128])
 def test_with_calls_on_their_way_few_wait_in_the_engine_and_few_slots_stay_empty(slots):
-    """One call in 16 slots is under way between sidecar and engine at the mean, now fewer, now more."""
+    """Of 16 calls one is under way between sidecar and engine at the mean, now fewer, now more, and as many
+    have just ended: the engine no longer counts them as running, though it had no room for others.
+    """
     window, rng = DispatchWindow(initial=8), random.Random(1)
+
+    def some():
+        return sum(rng.random() < 1 / 16 for _ in range(slots))
+
     over = empty = 0
     for number in range(4_200):
         inflight = window.size
-        there = inflight - sum(rng.random() < 1 / 16 for _ in range(slots))
-        seen = sample(max(0, min(there, slots)), max(0, there - slots))
-        window.observe(seen, inflight)
+        there = inflight - some()
+        running, waiting = max(0, min(there, slots)), max(0, there - slots)
+        window.observe(sample(max(0, running - some()), waiting), inflight)
         if number >= 200:
-            over += seen.waiting > tolerated(seen.running)
-            empty += slots - seen.running
+            over += waiting > tolerated(running)
+            empty += slots - running
     assert over / 4_000 <= 0.05
-    assert empty / 4_000 <= 0.01 * slots
+    assert empty / 4_000 <= 0.015 * slots
 
 
 @pytest.mark.parametrize("slots", [16, 128])
@@ -64,7 +70,7 @@ def test_too_many_waiting_never_widens_it():
 def test_it_finds_a_batch_that_has_become_larger():
     window = DispatchWindow(initial=8)
     assert converge(window, 16) <= 18
-    assert 64 <= converge(window, 64, steps=30) <= 71
+    assert 64 <= converge(window, 64) <= 71
 
 
 def test_it_does_not_grow_while_nothing_waits_for_it():
