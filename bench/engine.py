@@ -36,7 +36,7 @@ from tests.parts.process import free_port, group_members
 from tests.parts.vllm import MODEL, Vllm
 
 SEED = 1
-ROUNDS, SLICE_S, PAIRS = 10, 4.0, 200
+ROUNDS, SLICE_S, PAIRS = 20, 4.0, 200
 SEQUENCES = 16  #: that the engine runs at once
 CLIENTS = 64
 #: Output tokens of a call, by load: each call asks for half to one and a half times as many.
