@@ -20,7 +20,7 @@ CORE = Path("fairserve", "core")
 PLAIN = {"__init__.py", "calls.py", "errors.py"}
 #: Of the data path, what each call or each chunk of a stream passes.
 DATA_PATH = {
-    "engine": ("endpoints", "requests", "usage"),
+    "engine": ("admission", "endpoints", "requests", "usage"),
     "sidecar": (
         "accounting",
         "chains",
@@ -30,6 +30,7 @@ DATA_PATH = {
         "messages",
         "metrics",
         "proxy",
+        "scheduled_call",
         "server",
         "upstream",
     ),
