@@ -1,6 +1,6 @@
 """What goes into the scheduler and what comes out: calls, usage and decisions.
 
-Everything here is an immutable value; the three made for every call are tuples, which are quicker to make
+Everything here is an immutable value; the five made for every call are tuples, which are quicker to make
 than frozen dataclasses. Expected results are decisions, not exceptions; the sidecar turns
 them into HTTP and metrics, the simulator into statistics. The enums are the label values of metrics.
 """
@@ -50,8 +50,7 @@ class Outcome(StrEnum):
     EVICTED = "evicted"  #: left the queue without being dispatched
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One HTTP call to the model, as the scheduler sees it.
 
     `interaction` is what the client claims to continue; whether it does is decided by the tracker.
@@ -70,8 +69,7 @@ class Call:
     body_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What the engine computed for a call, in tokens. `input_tokens` includes `cached_tokens`."""
 
     input_tokens: int

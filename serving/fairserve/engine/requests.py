@@ -44,7 +44,7 @@ _NAMING_FIELDS = frozenset(
 _SESSION = re.compile(r"(?P<user>.*)_session_(?P<session>[0-9A-Za-z-]+)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EngineRequest:
     """What matters to the scheduler in a body.
 

@@ -49,9 +49,9 @@ def read_usage(value: object) -> Usage | None:
         return None
     if type(value.get("tokens")) is dict:  # Cohere's chat
         value = {**value["tokens"], "input_tokens_details": value}
-    elif type(value.get("total_tokens")) is int and not {"prompt_tokens", "input_tokens"} & value.keys():
-        value = {"prompt_tokens": value["total_tokens"]}  # prompts alone, in older engines
     old = "prompt_tokens" in value
+    if not old and "input_tokens" not in value and type(value.get("total_tokens")) is int:
+        value, old = {"prompt_tokens": value["total_tokens"]}, True  # prompts alone, in older engines
     prompt = _count(value.get("prompt_tokens" if old else "input_tokens"))
     completion = _count(value.get("completion_tokens" if old else "output_tokens") or 0)
     if prompt is None or completion is None:

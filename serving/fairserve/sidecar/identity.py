@@ -49,7 +49,7 @@ _MAX_NAME = 128
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Caller:
     """Who calls. `interaction` is None for a call that names none.
 
@@ -94,6 +94,20 @@ class _Order:
 
 
 _DEFAULT_ORDER = _Order(INTERACTION_SOURCES)
+
+
+class Memory:
+    """What is known of one connection under one table: whether its peer is trusted, and its last API key,
+    which most connections repeat.
+    """
+
+    __slots__ = ("claim", "key", "table", "trusted")
+
+    def __init__(self, table: IdentityTable, peer: str) -> None:
+        self.table = table
+        self.trusted = table.trusts(peer)
+        self.key = b""
+        self.claim: Claim | None = None
 
 
 class IdentityTable:
@@ -161,16 +175,18 @@ class IdentityTable:
         return sum(hmac.compare_digest(digest, token) for token in self._hop_tokens) > 0
 
     def authenticate(
-        self, headers: Headers, named: Mapping[bytes, bytes], *, trusted: bool
+        self, headers: Headers, named: Mapping[bytes, bytes], memory: Memory, *, trusted: bool
     ) -> Claim | Problem:
-        """Whose the call is, or why it is turned away. `named` is `dict(headers)`."""
+        """Whose the call is, or why it is turned away. `named` is `dict(headers)`; `memory` is of the
+        connection.
+        """
         claim: Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
         if claim is None:
             if len(named) != len(headers):
                 for name in _CREDENTIAL_HEADERS:
                     if _is_ambiguous(headers, name, named.get(name)):
                         return _ambiguous(name)
-            claim = self._claim_of_credential(named) or self._default
+            claim = self._claim_of_credential(named, memory) or self._default
         return _UNKNOWN_KEY if claim is None else claim
 
     def identify(
@@ -195,7 +211,7 @@ class IdentityTable:
             previous_response=interaction if is_previous else None,
         )
 
-    def _claim_of_credential(self, named: Mapping[bytes, bytes]) -> Claim | Problem | None:
+    def _claim_of_credential(self, named: Mapping[bytes, bytes], memory: Memory) -> Claim | Problem | None:
         """What a key or a token stands for; None for what nobody here gave out."""
         key = named.get(b"authorization")
         if key is not None:
@@ -207,9 +223,13 @@ class IdentityTable:
             key = named.get(b"x-api-key") or named.get(b"api-key")
         if not key:
             return None
+        if memory.claim is not None and hmac.compare_digest(key, memory.key):
+            return memory.claim
         digest = self._digest(key)
         claim = self._keys.get(digest)
-        if claim is None and self._issuers is not None:
+        if claim is not None:
+            memory.key, memory.claim = key, claim
+        elif self._issuers is not None:
             return self._issuers.claim(key, digest)
         return claim
 

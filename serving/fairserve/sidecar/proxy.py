@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from fairserve.core.calls import Call, Outcome, Usage
 from fairserve.engine.endpoints import Endpoint, path_of, scheduled
@@ -20,7 +19,7 @@ from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.chains import ResponseChains
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
-from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable
+from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable, Memory
 from fairserve.sidecar.messages import Request, ResponseHead, engine_head, own_response, websocket_head
 from fairserve.sidecar.metrics import CONTENT_TYPE, Metrics
 from fairserve.sidecar.options import Address, Limits
@@ -55,14 +54,6 @@ _BACKGROUND = Problem(
 )
 
 
-class Identities(Protocol):
-    """Where the identity table of the running configuration is found."""
-
-    @property
-    def table(self) -> IdentityTable | None:
-        """None before the first configuration."""
-
-
 class Proxy:
     """Decides what happens to each request. The server's handler."""
 
@@ -71,7 +62,6 @@ class Proxy:
         *,
         dispatcher: Dispatcher,
         pool: UpstreamPool,
-        identities: Identities,
         engine: Address,
         limits: Limits,
         metrics: Metrics,
@@ -89,11 +79,11 @@ class Proxy:
         self.pace = Pace()
         self.chains = ResponseChains(rng)
         self.draining = False
+        self.table: IdentityTable | None = None  #: of the running configuration; None before the first
         self.first_pause_s = FIRST_PAUSE_S  #: after an engine turned a call away
         self.engine_priority = engine_priority  #: the engine schedules by priority and is told ours
         #: Realtime sessions that are open or opening.
         self.sessions: set[RealtimeSession] = set()
-        self._identities = identities
         self._engine = engine
         self._limits = limits
         self._session_events = SessionEvents(
@@ -147,13 +137,13 @@ class Proxy:
         return unavailable_response(request, reason, self.rng, reuse=request.keep_alive)
 
     def _open_session(self, connection: Connection, request: Request) -> Work | None:
-        table = self._identities.table
+        table = self.table
         if table is None or self.draining:
             self._turn_away(connection, request, table)
             return None
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
-        claim = table.authenticate(request.headers, named, trusted=trusted)
+        claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
         if isinstance(claim, Problem):
             self._deny(connection, request, claim)
             return None
@@ -211,13 +201,13 @@ class Proxy:
         connection.finished(reuse=request.keep_alive)
 
     def _schedule(self, connection: Connection, request: Request, endpoint: Endpoint) -> Work | None:
-        table = self._identities.table
+        table = self.table
         if table is None or self.draining:
             self._turn_away(connection, request, table)
             return None
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
-        claim = table.authenticate(request.headers, named, trusted=trusted)
+        claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
         if isinstance(claim, Problem):
             self._deny(connection, request, claim)
             return None
@@ -269,13 +259,18 @@ class Proxy:
 
     def _withheld(self, connection: Connection, request: Request) -> frozenset[bytes]:
         """Headers of the client's that don't reach the engine."""
-        table = self._identities.table
+        table = self.table
         return _NOTHING if table is None or self._trusts(connection, request, table) else table.header_names
 
     def _trusts(self, connection: Connection, request: Request, table: IdentityTable) -> bool:
-        if connection.trust is not table:
-            connection.trust, connection.trusted = table, table.trusts(connection.peer)
-        return connection.trusted or table.trusts_token(request.headers)
+        return self._memory(connection, table).trusted or table.trusts_token(request.headers)
+
+    def _memory(self, connection: Connection, table: IdentityTable) -> Memory:
+        memory = connection.memory
+        if isinstance(memory, Memory) and memory.table is table:
+            return memory
+        connection.memory = memory = Memory(table, connection.peer)
+        return memory
 
 
 class MetricsAnswer(Forwarding):

@@ -90,8 +90,7 @@ class Connection:
         self._rejected = False  #: a callback has stopped the parser
         self.paused = False  #: the client doesn't keep up with what is written
         self.peer = ""  #: the other side's address, without port
-        self.trust: object = None  #: a memo of the handler's: which identity table `trusted` was asked of
-        self.trusted = False
+        self.memory: object = None  #: the handler's: what it knows of this connection
         #: When the sweeper calls `timed_out`, on the server's clock; None: never.
         self.deadline: float | None = None
 

@@ -23,7 +23,6 @@ from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.configuration import Configuration, DocumentError, Verdict, judge, read_file
 from fairserve.sidecar.control import ControlServer, ControlToken
 from fairserve.sidecar.dispatch import Dispatcher
-from fairserve.sidecar.identity import IdentityTable
 from fairserve.sidecar.metrics import Gauges, Metrics
 from fairserve.sidecar.options import SidecarOptions
 from fairserve.sidecar.proxy import Proxy
@@ -70,7 +69,6 @@ class Sidecar:
         self.proxy = Proxy(
             dispatcher=self.dispatcher,
             pool=self.pool,
-            identities=self,
             engine=options.engine,
             limits=options.limits,
             metrics=self.metrics,
@@ -141,6 +139,7 @@ class Sidecar:
             self.scheduler.configure(document.settings())
             self._lease.configure(document.overload.stale_after_s, document.overload.on_stale)
             self._configuration = offered
+            self.proxy.table = offered.table
             if self._call_log is not None:
                 self._call_log.salt = bytes.fromhex(document.identity.salt)
             self._evaluate_overload()
@@ -161,11 +160,6 @@ class Sidecar:
     def configuration(self) -> Configuration | None:
         """What runs; None before the first configuration."""
         return self._configuration
-
-    @property
-    def table(self) -> IdentityTable | None:
-        """The identities of the running configuration."""
-        return None if self._configuration is None else self._configuration.table
 
     def obstacles(self) -> list[str]:
         """Why this pod is not ready; empty if it is."""

@@ -7,7 +7,7 @@ import pytest
 from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve.engine.requests import EngineRequest
-from fairserve.sidecar.identity import Caller, IdentityTable
+from fairserve.sidecar.identity import Caller, IdentityTable, Memory
 from fairserve.sidecar.refusals import Problem
 
 SALT = "ab" * 16
@@ -35,9 +35,9 @@ def table(**changes) -> IdentityTable:
     return IdentityTable(SchedulerConfig.model_validate({**fields, **changes}))
 
 
-def identify_pairs(pairs, asked=EngineRequest(b""), *, trusted: bool = False, **changes):  # noqa: B008 - frozen
+def identify_pairs(pairs, asked=EngineRequest(b""), *, trusted: bool = False, **changes):  # noqa: B008 - never changed
     identities, named = table(**changes), dict(pairs)
-    claim = identities.authenticate(pairs, named, trusted=trusted)
+    claim = identities.authenticate(pairs, named, Memory(identities, "10.0.0.9"), trusted=trusted)
     if isinstance(claim, Problem):
         return claim
     return identities.identify(claim, named, asked, trusted=trusted)
@@ -248,3 +248,17 @@ def test_what_is_no_trace_names_nothing(value):
 
 def test_place_in_the_engines_queue_is_an_untrusted_header():
     assert {b"x-vllm-priority", b"x-team", b"x-fairserve-tenant"} <= table().header_names
+
+
+def test_a_connection_is_remembered_by_its_last_key_alone():
+    identities = table()
+    memory = Memory(identities, "10.0.0.9")
+
+    def tenant(key):
+        pairs = [(b"authorization", b"Bearer " + key)]
+        claim = identities.authenticate(pairs, dict(pairs), memory, trusted=False)
+        return claim.code if isinstance(claim, Problem) else claim.tenant
+
+    answers = [tenant(key) for key in (b"ka", b"ka", b"stolen", b"k", b"kaa", b"ka")]
+    assert answers == ["a", "a", *["invalid_api_key"] * 3, "a"]
+    assert [tenant("kü".encode()), tenant(b"ka")] == ["b", "a"]

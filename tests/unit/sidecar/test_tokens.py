@@ -21,7 +21,7 @@ from fairserve.core.settings import DEFAULT_TENANT
 from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.configuration import DocumentError, read_document
-from fairserve.sidecar.identity import IdentityTable
+from fairserve.sidecar.identity import IdentityTable, Memory
 from fairserve.sidecar.refusals import Problem
 from fairserve.sidecar.tokens import MAX_TOKEN_BYTES, VerifiedTokens
 
@@ -98,7 +98,7 @@ def shown(identities: IdentityTable, bearer: str, header: str = "authorization")
     """Whose the call with this token is."""
     value = f"Bearer {bearer}" if header == "authorization" else bearer
     pairs = [(header.encode(), value.encode())]
-    return identities.authenticate(pairs, dict(pairs), trusted=False)
+    return identities.authenticate(pairs, dict(pairs), Memory(identities, "10.0.0.9"), trusted=False)
 
 
 def code(result: Claim | Problem) -> str:
@@ -265,7 +265,7 @@ def test_no_change_of_a_token_is_believed_or_raises(at, cut, put):
     changed = WHOLE[:at] + put + WHOLE[at + cut :]
     identities = table(default_tenant={"name": DEFAULT_TENANT})
     pairs = [(b"x-api-key", changed)]
-    claim = identities.authenticate(pairs, dict(pairs), trusted=False)
+    claim = identities.authenticate(pairs, dict(pairs), Memory(identities, "10.0.0.9"), trusted=False)
     assert isinstance(claim, Problem) or claim.tenant == DEFAULT_TENANT or _same(changed, WHOLE)
 
 
@@ -302,7 +302,7 @@ def test_service_account_is_its_namespaces_tenant():
 def caller(identities: IdentityTable, *, trusted: bool = False, body_user: str = "", **headers: str):
     pairs = [(b"x-api-key", token(app="chat").encode())]
     pairs += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    claim = identities.authenticate(pairs, dict(pairs), trusted=trusted)
+    claim = identities.authenticate(pairs, dict(pairs), Memory(identities, "10.0.0.9"), trusted=trusted)
     assert isinstance(claim, Claim)
     return identities.identify(claim, dict(pairs), EngineRequest(b"", user=body_user), trusted=trusted)
 
@@ -428,3 +428,10 @@ def test_two_issuers_of_one_name_are_refused():
 def test_document_with_a_key_that_cannot_be_used_is_refused(key, message):
     with pytest.raises(DocumentError, match=message):
         read_document(json.dumps(fields(issuer(keys=[key]))).encode())
+
+
+def test_a_connection_remembers_no_token_which_has_an_end():
+    identities = table()
+    memory, pairs = Memory(identities, "10.0.0.9"), [(b"authorization", b"Bearer " + token().encode())]
+    assert identities.authenticate(pairs, dict(pairs), memory, trusted=False).tenant == "a"
+    assert memory.claim is None
