@@ -411,6 +411,27 @@ async def test_stop_lets_running_calls_finish(tmp_path, engine):
         await idle.leave()
 
 
+async def test_what_still_runs_after_the_grace_is_paid_for_and_ended(tmp_path, engine):
+    async def stall(seen: Seen, reply: Reply) -> None:
+        await reply.begin_events()
+        for _ in range(4):
+            await reply.chunk(token_event("x"))
+        await asyncio.Event().wait()
+
+    engine.behaviour = stall
+    async with running_sidecar(tmp_path, engine, document()) as sidecar:
+        async with await Client.connect(sidecar.data_address) as client:
+            client.call(KEY_A, {"stream": True})
+            await client.head()
+            while b"x" not in await client.chunk():
+                pass
+            await sidecar.stop(grace_s=0.1)
+        text = sidecar.metrics.exposition().decode()
+        assert metric(text, "fairserve_requests_total", tenant="a", outcome="cancelled") == 1
+        assert sidecar.scheduler.running == 0
+        await eventually(lambda: engine.cut == 1, "the engine's work is ended too")
+
+
 async def test_a_call_that_arrives_while_it_stops_is_503(tmp_path, engine):
     async with (
         running_sidecar(tmp_path, engine, document()) as sidecar,

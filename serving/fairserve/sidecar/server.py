@@ -280,6 +280,13 @@ class Connection:
 
     # -- for the server -----------------------------------------------------------------------------
 
+    def cut(self) -> None:
+        """Break the connection under whoever works for it."""
+        work = self._work
+        self.abort()
+        if work is not None:
+            work.client_left()
+
     def timed_out(self) -> None:
         """The deadline has passed: what that means depends on what was waited for."""
         self.deadline = None
@@ -460,7 +467,7 @@ class Server:
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in tuple(self.connections):
-            connection.abort()
+            connection.cut()
 
     def forget(self, connection: Connection) -> None:
         """A connection is closed."""
