@@ -106,6 +106,18 @@ class Repeating(asyncio.Protocol):
             self.send()
 
 
+class Stalled(asyncio.Protocol):
+    """Asks for a stream and reads none of it."""
+
+    def __init__(self, sent: bytes) -> None:
+        self.sent = sent
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.pause_reading()
+        self.transport.write(self.sent)
+
+
 class Streaming(asyncio.Protocol):
     """Reads one stream of the dummy engine's to its end."""
 

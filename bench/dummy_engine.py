@@ -1,8 +1,9 @@
 """An engine that computes nothing: the upstream that proxies are compared before.
 
 Answers a call at once, or streams tokens at the pace that its body asks for (`"user":"pace-50-300"`: 300
-tokens, 50 a second), with the usage chunk where it is asked for. All streams of one pace share one timer, so
-that the upstream costs little beside what is measured. Run: `python -m bench.dummy_engine PORT`.
+tokens, 50 a second), with the usage chunk where it is asked for, or all of them at once
+(`"user":"flood-300"`). All streams of one pace share one timer, so that the upstream costs little beside what
+is measured. Run: `python -m bench.dummy_engine PORT`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ METRICS = (
 )
 MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
 _PACE = re.compile(rb'"pace-(\d+)-(\d+)"')
+_FLOOD = re.compile(rb'"flood-(\d+)"')
 
 
 def _plain(body: bytes, kind: bytes) -> bytes:
@@ -124,6 +126,10 @@ class Engine(asyncio.Protocol):
             body = MODELS if b"models" in self.url else METRICS if b"metrics" in self.url else b"{}"
             kind = b"text/plain" if b"metrics" in self.url else b"application/json"
             self.transport.write(_plain(body, kind))
+            return
+        flood = _FLOOD.search(self.body)
+        if flood is not None:
+            self.transport.write(_STREAM_HEAD + _TOKEN * int(flood[1]) + _chunk(DONE) + b"0\r\n\r\n")
             return
         paced = _PACE.search(self.body)
         if paced is None:
