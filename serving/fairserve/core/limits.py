@@ -1,7 +1,8 @@
 """Sliding windows of admitted interactions: the memory of OIT's limits.
 
-A window is anchored at now and remembers the newest `count` admissions, which is all that decides: the
-limit is reached while the oldest of them is younger than the window, and that is when a retry succeeds.
+A window is anchored at now and remembers the newest `count` admissions at most, which is all that decides:
+the limit is reached while the oldest of them is younger than the window, and that is when a retry succeeds.
+It holds no more of them than ever counted at one time, so that a generous limit costs what is used of it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Window:
         self._count = limit.count
         self._times = array("d", tuple(admitted)[-limit.count :])
         self._newest = self._times[-1] if self._times else -math.inf
-        #: Where the oldest admission is once the ring is full.
+        #: Where the oldest admission is.
         self._oldest = 0
 
     @property
@@ -56,13 +57,16 @@ class Window:
         if now < self._newest:
             now = self._newest
         self._newest = now
-        times, count = self._times, self._count
-        if len(times) < count:
+        times, oldest = self._times, self._oldest
+        known = len(times)
+        if known < self._count and (not known or times[oldest] + self.limit.window_s > now):
+            if oldest:
+                self._times = times = times[oldest:] + times[:oldest]
+                self._oldest = 0
             times.append(now)
         else:
-            oldest = self._oldest
             times[oldest] = now
-            self._oldest = oldest + 1 if oldest + 1 < count else 0
+            self._oldest = oldest + 1 if oldest + 1 < known else 0
 
     def ages(self, now: float) -> list[float]:
         """Seconds since each remembered admission, oldest first."""
