@@ -25,14 +25,18 @@ class DispatchWindow:
     """A little more than the engine runs at once: enough that a slot which falls free finds a call, and so
     little that at most `tolerated` calls wait inside the engine.
 
-    A sample with more than that takes a call off, down to what the engine runs and tolerates, and once the
-    batch is known no sample adds more than `PROBE`: in the long run that is the share of samples with more.
+    It doubles with each sample until the engine has kept something waiting, so that a pod that starts is full
+    within seconds. From then on a sample with more than a few waiting takes a call off, down to what the
+    engine runs and tolerates, and once the batch is known no sample adds more than `PROBE`: in the long run
+    that is the share of samples with more.
     """
 
     #: Preemption recomputes a prompt: give back this share of the window for it.
     BACKOFF = 0.8
     #: An engine that refused a call is asked for more than it held only after so many samples.
     PATIENCE = 40
+    #: How a full window grows with each sample where the batch is unknown, after the first time.
+    SEARCH = 1.1
     #: Calls added for a sample in which a full window left nothing waiting in an engine that has been full.
     PROBE = 0.04
 
@@ -47,6 +51,7 @@ class DispatchWindow:
         self._ceiling = float(maximum)
         self._samples = 0
         self._batch: int | None = None  #: what the engine runs when it keeps calls waiting
+        self._growth = 2.0  #: by which a full window grows while the batch is not known
 
     @property
     def size(self) -> int:
@@ -70,12 +75,14 @@ class DispatchWindow:
             less = self._size - max(1.0, sample.waiting - most)
             self._resize(min(self._size, max(sample.running + most, less)))
         elif sample.waiting == 0 and inflight >= self.size:
-            searched, probed = self._size + max(1.0, 0.1 * self._size), self._size + self.PROBE
+            searched = max(self._size + 1.0, self._growth * self._size)
+            probed = self._size + self.PROBE
             known = self._batch
             self._resize(searched if known is None else max(probed, min(searched, known + most)))
 
     def refused(self, inflight: int) -> None:
         """The engine, which holds `inflight` calls of ours, refused one more."""
+        self._growth = self.SEARCH
         self._ceiling, self._samples = min(float(self._maximum), max(1.0, float(inflight))), 0
         self._resize(self._size)
 
@@ -93,6 +100,7 @@ class DispatchWindow:
         """
         above = sample.running - (self._batch or 0)
         if sample.waiting:
+            self._growth = self.SEARCH
             if above > 0 or above < -most:
                 self._batch = sample.running
         elif self._batch is not None and above > most:

@@ -27,6 +27,18 @@ def test_it_finds_the_engines_batch_from_below_and_from_above(slots):
         assert slots <= size <= slots + max(2, 0.12 * slots), f"from {initial}"
 
 
+@pytest.mark.parametrize("slots", [64, 256])
+def test_an_engine_that_starts_is_full_within_seconds(slots):
+    window, sizes = DispatchWindow(initial=8, maximum=1_000), []
+    for _ in range(8):
+        inflight = window.size
+        sizes.append(inflight)
+        window.observe(sample(min(inflight, slots), max(0, inflight - slots)), inflight)
+    assert sizes[6] >= slots, "within six samples, at a quarter of a second each"
+    assert max(sizes) <= 2 * slots
+    assert window.size <= slots + tolerated(slots), "and what was too much is taken back at once"
+
+
 @pytest.mark.parametrize("slots", [4, 16, 128])
 def test_with_calls_on_their_way_few_wait_in_the_engine_and_few_slots_stay_empty(slots):
     """Of 16 calls one is under way between sidecar and engine at the mean, now fewer, now more, and as many
