@@ -1,6 +1,5 @@
 """Who calls, over real sockets: signed tokens, hops that show a token, and what of it reaches the engine."""
 
-import json
 import logging
 import time
 
@@ -8,10 +7,10 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fairserve.config import key_digest
+from fairserve.engine import endpoints
 from fairserve.engine.endpoints import ENDPOINTS, Endpoint
 from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.configuration import read_document
-from fairserve.sidecar.messages import Request
 from tests.integration.sidecars import KEY_A, KEY_B, SALT, ask, document, metric, running_sidecar
 
 ISSUER = "https://id.example"
@@ -107,32 +106,15 @@ async def test_every_body_of_a_salted_tenant_is_salted_where_the_engine_knows_it
             assert salted == (plain if target in UNSALTED else b'{"input": "x","cache_salt": "salt-of-a"}')
 
 
-class _Silent:
-    """A connection on which nothing happens but an answer."""
-
-    peer, trust, trusted = "127.0.0.1", None, False
-
-    def __init__(self) -> None:
-        self.answers: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self.answers.append(data)
-
-    def finished(self, *, reuse: bool) -> None:
-        pass
-
-
-async def test_strangers_body_is_not_read(engine, sidecar):
+async def test_strangers_body_is_not_read(sidecar, monkeypatch):
     read_bodies = []
 
     def read(body, headers, *, trusted, cache_salt):
         read_bodies.append(body)
-        return EngineRequest(body, background=True)
+        return EngineRequest(body)
 
-    for key, status in (("nobodys", b"401"), (KEY_A, b"400")):
-        connection = _Silent()
-        headers = [(b"authorization", b"Bearer " + key.encode())]
-        request = Request(b"POST", b"/v1/responses", headers, json.dumps({"for": key}).encode())
-        sidecar.proxy._schedule(connection, request, Endpoint(read))
-        assert connection.answers[0].split(b" ")[1] == status
+    monkeypatch.setitem(endpoints._PLAIN, b"/v1/responses", Endpoint(read))
+    for key, status in (("nobodys", 401), (KEY_A, 200)):
+        answer = await ask(sidecar.data_address, key, {"for": key}, "/v1/responses")
+        assert answer.status == status
     assert read_bodies == [b'{"for": "key-of-a"}']

@@ -196,7 +196,7 @@ def _limit(name: str, limit: Limit | None) -> Iterator[str]:
         yield from _outside(f"{name}.window_s", limit.window_s, 1e-3, MOST)
 
 
-def _outside(name: str, value: float, lowest: float, highest: float) -> Iterator[str]:
-    # Written so that NaN, which compares to nothing, is outside.
+def _outside(name: str, value: int | float, lowest: float, highest: float) -> Iterator[str]:
+    # Written so that NaN, which compares to nothing, is outside; no float, because some integers fit in none.
     if not lowest <= value <= highest:
         yield f"{name} is {value}, must be within {lowest:g}..{highest:g}"

@@ -57,7 +57,10 @@ class SnapshotFile:
             saved_at = float(data["saved_at_unix_s"])
             if not math.isfinite(saved_at):
                 raise ValueError("saved_at_unix_s is no time")
-            return Kept(data["scheduler"], max(0.0, time.time() - saved_at))
+            state = data["scheduler"]
+            if type(state) is not dict:
+                raise ValueError("scheduler is no object")
+            return Kept(state, max(0.0, time.time() - saved_at))
         except FileNotFoundError:
             _LOG.info("there is no snapshot yet: %s", self.path)
         except OSError as error:
