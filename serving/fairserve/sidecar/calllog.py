@@ -14,10 +14,11 @@ import logging
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from fairserve.core.calls import Call, Outcome, Usage
+from fairserve.core.calls import Call
+from fairserve.engine.endpoints import path_of
+from fairserve.sidecar.observers import EndedCall
 from fairserve.sidecar.options import OptionError
 
 _LOG = logging.getLogger(__name__)
@@ -27,15 +28,6 @@ _INTERVAL_S = 0.5
 #: Lines that wait at once; more are lost, and counted.
 _MAX_LINES = 100_000
 _PSEUDONYM_BYTES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class CallTimes:
-    """Seconds since the call arrived. None: it did not come so far."""
-
-    wait_s: float | None  #: until it went to the engine
-    first_token_s: float | None  #: until the first token passed; without a stream, the first byte
-    duration_s: float
 
 
 class CallLog:
@@ -57,33 +49,25 @@ class CallLog:
         except OSError as error:
             raise OptionError(f"--call-log: {self._path}: {error.strerror}") from error
 
-    def ended(
-        self,
-        call: Call,
-        path: str,
-        times: CallTimes,
-        usage: Usage,
-        outcome: Outcome,
-        status: int,
-        reason: str,
-    ) -> None:
-        """A call has ended. `status` 0: its client got no answer; `reason` "": there is nothing to say."""
+    def ended(self, ended: EndedCall) -> None:
+        """A call has ended: make its line."""
+        call, times, usage = ended.call, ended.times, ended.usage
         self._add(
             {
                 "tenant": call.tenant,
                 "user": self._pseudonym(call, "user", call.user),
                 "application": call.application,
                 "interaction": self._pseudonym(call, "interaction", call.interaction or ""),
-                "path": path,
+                "path": path_of(ended.request.target),
                 "wait_s": _rounded(times.wait_s),
                 "first_token_s": _rounded(times.first_token_s),
                 "duration_s": _rounded(times.duration_s),
                 "input_tokens": usage.input_tokens,
                 "cached_tokens": usage.cached_tokens,
                 "output_tokens": usage.output_tokens,
-                "outcome": outcome.value,
-                "status": status or None,
-                "reason": reason or None,
+                "outcome": ended.outcome.value,
+                "status": ended.status or None,
+                "reason": ended.reason or None,
             }
         )
 

@@ -22,6 +22,7 @@ from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable, Memory
 from fairserve.sidecar.messages import Request, ResponseHead, engine_head, own_response, websocket_head
 from fairserve.sidecar.metrics import CONTENT_TYPE, Metrics
+from fairserve.sidecar.observers import CallObserver
 from fairserve.sidecar.options import Address, Limits
 from fairserve.sidecar.realtime import (
     EXTENSIONS,
@@ -40,7 +41,7 @@ from fairserve.sidecar.refusals import (
     unavailable_response,
 )
 from fairserve.sidecar.retries import FIRST_PAUSE_S
-from fairserve.sidecar.scheduled_call import LoggedCall, ScheduledCall
+from fairserve.sidecar.scheduled_call import ObservedCall, ScheduledCall
 from fairserve.sidecar.server import Connection, Work
 from fairserve.sidecar.upstream import Failure, UpstreamPool
 
@@ -66,6 +67,7 @@ class Proxy:
         limits: Limits,
         metrics: Metrics,
         call_log: CallLog | None,
+        observers: tuple[CallObserver, ...],
         rng: random.Random,
         engine_priority: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -73,7 +75,8 @@ class Proxy:
         self.dispatcher = dispatcher
         self.pool = pool
         self.metrics = metrics
-        self.call_log = call_log  #: None: it is off
+        self.call_log = call_log  #: is told of calls that are denied; None: it is off
+        self._observers = observers  #: are told of calls that were scheduled
         self.rng = rng
         self.clock = clock
         self.pace = Pace()
@@ -219,10 +222,12 @@ class Proxy:
             self._deny(connection, request, caller)
             return None
         call = self._call(caller, asked, endpoint, len(request.body))
-        if self.call_log is None:
-            work = ScheduledCall(connection, request, self, call, asked, endpoint)
+        if self._observers:
+            work: ScheduledCall = ObservedCall(
+                connection, request, self, call, asked, endpoint, self._observers
+            )
         else:
-            work = LoggedCall(connection, request, self, call, asked, endpoint, self.call_log)
+            work = ScheduledCall(connection, request, self, call, asked, endpoint)
         refusal = self.dispatcher.submit(work)
         if refusal is None:
             return work

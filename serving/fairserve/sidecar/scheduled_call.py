@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from fairserve.core.calls import Call, Dispatched, Outcome, Refusal, Usage
 from fairserve.engine.admission import may_be_sent_again
-from fairserve.engine.endpoints import Endpoint, path_of
+from fairserve.engine.endpoints import Endpoint
 from fairserve.engine.requests import EngineRequest
 from fairserve.engine.usage import EventStream, KeptBody, header_usage, response_id
 from fairserve.sidecar.accounting import engine_answer
-from fairserve.sidecar.calllog import CallLog, CallTimes
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.messages import Request, ResponseHead
+from fairserve.sidecar.observers import CallObserver, CallTimes, EndedCall
 from fairserve.sidecar.refusals import Problem, refusal_response, refusal_status
 from fairserve.sidecar.retries import MOST_TRIES, WithheldAnswer, pause_s
 from fairserve.sidecar.server import Connection
@@ -256,8 +256,8 @@ _FAILED = {
 }
 
 
-class LoggedCall(ScheduledCall):
-    """A call of which a line is kept."""
+class ObservedCall(ScheduledCall):
+    """A call of whose end others are told."""
 
     def __init__(
         self,
@@ -267,10 +267,10 @@ class LoggedCall(ScheduledCall):
         call: Call,
         asked: EngineRequest,
         endpoint: Endpoint,
-        log: CallLog,
+        observers: tuple[CallObserver, ...],
     ) -> None:
         super().__init__(connection, request, proxy, call, asked, endpoint)
-        self._log = log
+        self._observers = observers
         self._arrived_at = proxy.clock()
         self._wait_s: float | None = None
         self._first_token_s: float | None = None
@@ -328,5 +328,7 @@ class LoggedCall(ScheduledCall):
 
     def _note(self, usage: Usage, outcome: Outcome) -> None:
         times = CallTimes(self._wait_s, self._first_token_s, self._proxy.clock() - self._arrived_at)
-        path = path_of(self.request.target)
-        self._log.ended(self.call, path, times, usage, outcome, self._status, self._reason)
+        waiting = self._dispatched_at is None
+        ended = EndedCall(self.call, self.request, times, usage, outcome, self._status, self._reason, waiting)
+        for observer in self._observers:
+            observer.ended(ended)

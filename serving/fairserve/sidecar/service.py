@@ -73,6 +73,7 @@ class Sidecar:
             limits=options.limits,
             metrics=self.metrics,
             call_log=self._call_log,
+            observers=() if self._call_log is None else (self._call_log,),
             rng=rng,
             engine_priority=options.engine_priority,
             clock=clock,
