@@ -90,6 +90,35 @@ def usage_event(prompt: int, completion: int) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
+#: What vLLM says with 503 when it has no room.
+FULL = {
+    "error": {
+        "message": "The engine is currently busy and cannot accept new requests. Please try again later or"
+        " on a different instance.",
+        "type": "Service Unavailable",
+        "param": None,
+        "code": 503,
+    }
+}
+
+
+def refuses(times: int, content: object, **headers: str) -> Behaviour:
+    """503 so many times, then answers."""
+
+    async def refuse(seen: Seen, reply: Reply) -> None:
+        nonlocal times
+        times -= 1
+        if times < 0:
+            await answer_at_once(seen, reply)
+            return
+        body = json.dumps(content).encode()
+        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        head += "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        await reply.send(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+
+    return refuse
+
+
 @dataclass
 class FakeEngine:
     """Listens on loopback while it is entered."""

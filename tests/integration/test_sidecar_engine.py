@@ -13,7 +13,7 @@ import pytest
 from fairserve.sidecar.options import Limits
 from fairserve.sidecar.retries import MOST_TRIES
 from fairserve.sidecar.service import Sidecar
-from tests.fakes.engine import DONE, Reply, Seen, answer_at_once, event, token_event
+from tests.fakes.engine import DONE, FULL, Reply, Seen, answer_at_once, event, refuses, token_event
 from tests.integration.sidecars import (
     CHAT,
     KEY_A,
@@ -27,15 +27,6 @@ from tests.integration.sidecars import (
     running_sidecar,
 )
 
-FULL = {
-    "error": {
-        "message": "The engine is currently busy and cannot accept new requests. Please try again later or"
-        " on a different instance.",
-        "type": "Service Unavailable",
-        "param": None,
-        "code": 503,
-    }
-}
 FULL_ANTHROPIC = {"type": "error", "error": {"type": "Service Unavailable", **FULL["error"]}}
 SCALING = {"error": "The model is currently scaling. Please try again later."}
 COMPUTED = {"error": {"message": "Request failed; please retry", "type": "ServiceUnavailableError"}}
@@ -51,23 +42,6 @@ def dies_after(*chunks: bytes) -> Callable[[Seen, Reply], Awaitable[None]]:
         reply.writer.transport.abort()
 
     return die
-
-
-def refuses(times: int, content: object, **headers: str) -> Callable[[Seen, Reply], Awaitable[None]]:
-    """503 so many times, then answers."""
-
-    async def refuse(seen: Seen, reply: Reply) -> None:
-        nonlocal times
-        times -= 1
-        if times < 0:
-            await answer_at_once(seen, reply)
-            return
-        body = json.dumps(content).encode()
-        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-        head += "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        await reply.send(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
-
-    return refuse
 
 
 def count(sidecar: Sidecar, outcome: str) -> float | None:
