@@ -110,7 +110,7 @@ generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource mo
 REQUIREMENTS ?= requirements
 .PHONY: lock
 lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest versions.
-	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator --extra local --extra sim --group dev -o $(REQUIREMENTS)/dev.lock
+	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator --extra local --extra otel --extra sim --group dev -o $(REQUIREMENTS)/dev.lock
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra operator -c requirements/dev.lock -o $(REQUIREMENTS)/operator.lock
 	$(LOCK) --universal $(UPGRADE) pyproject.toml --extra sidecar -c requirements/dev.lock -o $(REQUIREMENTS)/sidecar.lock
 	$(LOCK) --universal $(UPGRADE) --group build -c requirements/dev.lock -o $(REQUIREMENTS)/build.lock

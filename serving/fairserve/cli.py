@@ -222,6 +222,13 @@ def sidecar(
             " pseudonyms, keys and texts are not in it. Default: no call log."
         ),
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenTelemetry collector for a span of each call's wait, http://HOST:PORT without"
+            " /v1/traces; needs the extra `otel`. Default: no spans."
+        ),
+    ] = None,
     poll_interval_s: Annotated[
         float,
         typer.Option(
@@ -273,6 +280,7 @@ def sidecar(
         SidecarOptions,
         parse_address,
         parse_engine,
+        parse_otlp,
         parse_tls,
     )
     from fairserve.sidecar.process import run
@@ -288,6 +296,7 @@ def sidecar(
             snapshot_file=snapshot,
             snapshot_interval_s=snapshot_interval_s,
             call_log=call_log,
+            otlp_endpoint=parse_otlp("--otlp-endpoint", otlp_endpoint),
             poll_interval_s=poll_interval_s,
             grace_s=grace_s,
             max_window=max_window,

@@ -35,6 +35,24 @@ def test_a_missing_library_is_named_with_what_installs_it(module, arguments):
     assert "pip install 'fairserve[" in ended.stderr
 
 
+def test_spans_without_their_extra_say_what_installs_it():
+    arguments = ["sidecar", "--engine=http://x:1", "--control-token-file=x", "--otlp-endpoint=http://x:1"]
+    script = _WITHOUT.format(module="opentelemetry.sdk", arguments=arguments)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert "--otlp-endpoint needs opentelemetry.sdk" in ended.stderr
+    assert "pip install 'fairserve[otel]'" in ended.stderr
+
+
+def test_a_sidecar_without_spans_imports_nothing_of_them():
+    script = _WITHOUT.format(
+        module="opentelemetry", arguments=["sidecar", "--engine=http://x:1", "--control-token-file=/nowhere"]
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "--control-token-file" in ended.stderr, "it comes as far as to read the token"
+    assert "opentelemetry" not in ended.stderr
+
+
 _FLAGS = inspect.signature(cli.sidecar, eval_str=True).parameters
 #: How a number's help says what it counts.
 _UNITS = ("seconds", "bytes", "calls", "any whole number")

@@ -58,6 +58,7 @@ class SidecarOptions:
     snapshot_file: Path | None = None  #: None: state dies with the process
     snapshot_interval_s: float = 10.0
     call_log: Path | None = None  #: None: no call log; "-": on standard output
+    otlp_endpoint: str | None = None  #: a collector's URL without /v1/traces; None: no spans
     poll_interval_s: float = 0.25  #: between two readings of the engine's metrics
     grace_s: float = 30.0  #: how long running calls may go on after SIGTERM
     max_window: int = 256  #: calls that the engine ever holds at once
@@ -89,6 +90,23 @@ def parse_engine(option: str, url: str) -> Address:
     if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
         raise OptionError(f"{option}: {url!r} has more than host and port")
     return Address(parts.hostname, port)
+
+
+def parse_otlp(option: str, url: str | None) -> str | None:
+    """http://HOST[:PORT][/PATH] of a collector, or https, without a slash at its end. Raises OptionError."""
+    if url is None:
+        return None
+    parts = urllib.parse.urlsplit(url)
+    try:
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment or parts.username is not None:
+        raise OptionError(f"{option}: {url!r} is not http://HOST:PORT or https://HOST:PORT")
+    endpoint = url.rstrip("/")
+    if endpoint.endswith("/v1/traces"):
+        raise OptionError(f"{option}: leave out /v1/traces, it is added")
+    return endpoint
 
 
 def parse_tls(certificate: Path | None, key: Path | None) -> TlsFiles | None:

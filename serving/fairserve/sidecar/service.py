@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fairserve.core.errors import SnapshotError
 from fairserve.core.scheduler import Scheduler
@@ -24,12 +24,15 @@ from fairserve.sidecar.configuration import Configuration, DocumentError, Verdic
 from fairserve.sidecar.control import ControlServer, ControlToken
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.metrics import Gauges, Metrics
-from fairserve.sidecar.options import SidecarOptions
+from fairserve.sidecar.options import OptionError, SidecarOptions
 from fairserve.sidecar.proxy import Proxy
 from fairserve.sidecar.server import Server
 from fairserve.sidecar.snapshot import SnapshotFile
 from fairserve.sidecar.upstream import UpstreamPool
 from fairserve.sidecar.watch import EngineWatch
+
+if TYPE_CHECKING:
+    from fairserve.sidecar.spans import WaitSpans
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Sidecar:
     """Everything of one pod."""
 
     def __init__(self, options: SidecarOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises OptionError for an option that needs what is not installed."""
         rng = random.Random(options.seed)  # noqa: S311 - jitter, not secrets
         self._options = options
         self._clock = clock
@@ -64,6 +68,7 @@ class Sidecar:
         path = options.snapshot_file
         self._snapshot = None if path is None else SnapshotFile(path)
         self._call_log = _call_log(options.call_log)
+        self._spans = _wait_spans(options.otlp_endpoint)
         self.pool = UpstreamPool(options.engine, options.limits.connect_timeout_s, clock)
         self.watch = EngineWatch(self.pool, self.dispatcher, options.poll_interval_s, clock)
         self.proxy = Proxy(
@@ -73,7 +78,7 @@ class Sidecar:
             limits=options.limits,
             metrics=self.metrics,
             call_log=self._call_log,
-            observers=() if self._call_log is None else (self._call_log,),
+            observers=tuple(observer for observer in (self._call_log, self._spans) if observer is not None),
             rng=rng,
             engine_priority=options.engine_priority,
             clock=clock,
@@ -120,6 +125,8 @@ class Sidecar:
         self.pool.close()
         if self._call_log is not None:
             await self._call_log.flush()
+        if self._spans is not None:
+            await self._spans.stop()
         await self._control.stop()
         if self._snapshot is not None:
             self._snapshot.write(self.scheduler.snapshot(self._clock()))
@@ -289,3 +296,16 @@ def _call_log(path: Path | None) -> CallLog | None:
     if path is None:
         return None
     return CallLog(None if str(path) == "-" else path)
+
+
+def _wait_spans(endpoint: str | None) -> WaitSpans | None:
+    """Imports OpenTelemetry only where it is asked for. Raises OptionError if it is not installed."""
+    if endpoint is None:
+        return None
+    try:
+        from fairserve.sidecar.spans import WaitSpans
+    except ModuleNotFoundError as error:
+        raise OptionError(
+            f"--otlp-endpoint needs {error.name}, which is not installed: pip install 'fairserve[otel]'"
+        ) from error
+    return WaitSpans(endpoint)

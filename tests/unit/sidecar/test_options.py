@@ -12,6 +12,7 @@ from fairserve.sidecar.options import (
     TlsFiles,
     parse_address,
     parse_engine,
+    parse_otlp,
     parse_tls,
 )
 
@@ -42,6 +43,29 @@ def test_engine():
 def test_bad_engine_names_the_option(url):
     with pytest.raises(OptionError, match="--engine"):
         parse_engine("--engine", url)
+
+
+def test_collector():
+    assert parse_otlp("--otlp-endpoint", None) is None
+    for url in ("http://h:4318", "http://[::1]:4318", "https://h/behind/a/path"):
+        assert parse_otlp("--otlp-endpoint", url + "/") == parse_otlp("--otlp-endpoint", url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "h:4318",
+        "grpc://h:4317",
+        "http://h:99999",
+        "http://u:p@h:1",
+        "http://h:1?x",
+        "http://h:1/v1/traces/",
+    ],
+)
+def test_bad_collector_names_the_option(url):
+    with pytest.raises(OptionError, match="--otlp-endpoint"):
+        parse_otlp("--otlp-endpoint", url)
 
 
 def test_certificate_and_key_go_together():
