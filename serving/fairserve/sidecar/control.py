@@ -12,15 +12,17 @@ import hmac
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import uvicorn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fairserve.difference import MEDIA_TYPE, WrongBaseError
 from fairserve.sidecar.configuration import (
@@ -32,7 +34,7 @@ from fairserve.sidecar.configuration import (
     read_difference,
     read_document,
 )
-from fairserve.sidecar.options import Address, OptionError, TlsFiles
+from fairserve.sidecar.options import Address, Limits, OptionError, TlsFiles
 from fairserve.sidecar.tls import Certificate
 
 if TYPE_CHECKING:
@@ -102,9 +104,10 @@ class ControlToken:
 class ControlServer:
     """Serves the control port inside the sidecar's event loop."""
 
-    def __init__(self, sidecar: Sidecar, token: ControlToken, tls: TlsFiles | None) -> None:
+    def __init__(self, sidecar: Sidecar, token: ControlToken, tls: TlsFiles | None, limits: Limits) -> None:
         self._token = token
         self._tls = tls
+        self._limits = limits
         self._certificate: Certificate | None = None
         self._application = control_application(sidecar, token)
         self._server: _Uvicorn | None = None
@@ -121,6 +124,8 @@ class ControlServer:
             access_log=False,
             log_config=None,
             lifespan="off",
+            # uvicorn calls it with keywords of its own, and wants nothing else of a class.
+            http=cast("type[asyncio.Protocol]", partial(_Connection, self._limits)),
             ws="none",
             timeout_graceful_shutdown=1,
         )
@@ -151,6 +156,49 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+
+class _Connection(HttpToolsProtocol):
+    """Ends connections whose request is not over in time, or has a head without end: uvicorn bounds only how
+    long a connection is idle after an answer.
+    """
+
+    def __init__(self, limits: Limits, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._limits = limits
+        self._timer: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._restart_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits.max_head_bytes:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
+        self._restart_timer()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def _restart_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self._limits.control_timeout_s, self.transport.abort)
 
 
 class _Endpoints:
@@ -225,7 +273,10 @@ def control_application(sidecar: Sidecar, token: ControlToken) -> Starlette:
         async def checked(request: Request) -> Response:
             if not token.matches(request.headers.get("authorization", "")):
                 return _error(401, "the control token is missing or wrong")
-            return await endpoint(request)
+            try:
+                return await endpoint(request)
+            except ClientDisconnect:
+                return Response(status_code=400)  # for nobody
 
         return checked
 

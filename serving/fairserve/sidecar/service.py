@@ -84,7 +84,9 @@ class Sidecar:
             clock=clock,
         )
         self._server = Server(self.proxy, options.limits, clock)
-        self._control = ControlServer(self, ControlToken(options.control_token_file), options.control_tls)
+        self._control = ControlServer(
+            self, ControlToken(options.control_token_file), options.control_tls, options.limits
+        )
         self.data_address = options.listen  #: where clients connect; the real port once started
         self.control_address = options.control  #: where the operator connects; likewise
 
