@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import statistics
+import time
 from pathlib import Path
 
 from fairserve.sidecar.options import Limits
-from tests.fakes.engine import DONE, Reply, Seen, token_event
+from tests.fakes.engine import DONE, Reply, Seen, answer_at_once, token_event
 from tests.integration.sidecars import (
     CHAT,
     KEY_A,
+    KEY_B,
     Client,
     ask,
     document,
@@ -23,6 +26,7 @@ from tests.parts.process import Process, free_port
 READERS = 50
 EVENT = token_event("x" * 24_000)  # few and long: the engine's cache would be full of many
 EVENTS = 10_000_000 // len(EVENT)
+DEPARTURES = 50
 
 
 def resident_bytes(running: Process) -> int:
@@ -104,3 +108,77 @@ async def test_one_byte_at_a_time_is_no_way_to_hold_a_connection(tmp_path, engin
                     break
             assert (await answered).status == 408
         assert engine.seen == []
+
+
+def report(what: str, seconds: list[float]) -> None:
+    print(f"{what}: median {1e3 * statistics.median(seconds):.1f} ms, worst {1e3 * max(seconds):.1f} ms")
+
+
+async def test_who_leaves_the_queue_makes_room_in_it(tmp_path, engine):
+    """A queue with a place for one, whose clients leave one after another: each makes room for the next, and
+    none of them is ever computed.
+    """
+    go_on = asyncio.Event()
+
+    async def wait(seen: Seen, reply: Reply) -> None:
+        await go_on.wait()
+        await answer_at_once(seen, reply)
+
+    engine.behaviour = wait
+    large = {"messages": [], "user": "x" * 50_000}
+    tenants = [{"name": "a"}, {"name": "b", "max_queued_requests": 1}]
+    seconds: list[float] = []
+    async with running_sidecar(tmp_path, engine, document(tenants=tenants), max_window=1) as sidecar:
+        first = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
+        await eventually(lambda: sidecar.scheduler.running == 1, "the engine is taken")
+        for _ in range(DEPARTURES):
+            async with await Client.connect(sidecar.data_address) as leaver:
+                leaver.call(KEY_B, large)
+                await eventually(lambda: sidecar.scheduler.queued == 1, "the call waits")
+                assert sidecar.scheduler.backlog.bytes > 50_000
+                refused = await ask(sidecar.data_address, KEY_B, large)
+                assert refused.header("x-fairserve-refused-reason") == "queue_full"
+            left = time.perf_counter()
+            await eventually(lambda: sidecar.scheduler.queued == 0, "its place is free", 5.0)
+            seconds.append(time.perf_counter() - left)
+            assert sidecar.scheduler.backlog.bytes == 0
+        go_on.set()
+        assert (await first).status == 200
+        assert (await ask(sidecar.data_address, KEY_B, large)).status == 200
+    report("a place in the queue is free", seconds)
+    assert len(engine.completions) == 2, "nobody who left was computed"
+
+
+async def test_who_leaves_the_engine_makes_room_in_it(tmp_path, engine):
+    """Only one call runs at a time, and none would ever end: each begins because the one before has left."""
+
+    async def endless(seen: Seen, reply: Reply) -> None:
+        await reply.begin_events()
+        await reply.chunk(token_event("x"))
+        await asyncio.Event().wait()
+
+    engine.behaviour = endless
+    told: list[float] = []
+    begun: list[float] = []
+    async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
+        running = await Client.connect(sidecar.data_address)
+        running.call(KEY_A, {"stream": True})
+        await running.head()
+        for number in range(1, DEPARTURES + 1):
+            following = await Client.connect(sidecar.data_address)
+            following.call(KEY_A, {"stream": True})
+            await eventually(lambda: sidecar.scheduler.queued == 1, "the next call waits")
+            assert len(engine.completions) == number
+            left = time.perf_counter()
+            await running.leave()
+            await eventually(lambda: engine.cut == number, "the engine is told", 5.0)  # noqa: B023
+            told.append(time.perf_counter() - left)
+            async with asyncio.timeout(5.0):
+                await following.head()
+            begun.append(time.perf_counter() - left)
+            assert sidecar.scheduler.running == 1
+            running = following
+        await running.leave()
+        await eventually(lambda: sidecar.scheduler.running == 0, "the last is settled")
+    report("the engine's connection is closed", told)
+    report("the next call's answer begins", begun)
