@@ -118,6 +118,30 @@ class Stalled(asyncio.Protocol):
         self.transport.write(self.sent)
 
 
+class Leaving(asyncio.Protocol):
+    """Asks for a stream and leaves when told to."""
+
+    def __init__(self, sent: bytes) -> None:
+        self.sent = sent
+        self.received = 0  #: bytes
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(self.sent)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        if b'"content":"word ' in data and not self.begun.done():
+            self.begun.set_result(None)
+
+    def leave(self) -> float:
+        """When, on the machine's monotonic clock."""
+        now = time.monotonic()
+        self.transport.abort()
+        return now
+
+
 class Streaming(asyncio.Protocol):
     """Reads one stream of the dummy engine's to its end."""
 

@@ -3,14 +3,18 @@
 Answers a call at once, or streams tokens at the pace that its body asks for (`"user":"pace-50-300"`: 300
 tokens, 50 a second), with the usage chunk where it is asked for, or all of them at once
 (`"user":"flood-300"`). All streams of one pace share one timer, so that the upstream costs little beside what
-is measured. Run: `python -m bench.dummy_engine PORT`.
+is measured. Streams that name a slot (`"user":"slot-50-300"`) run `SLOTS` at a time, as an engine's batch has
+places, and wait their turn. Of one with a number (`"user":"pace-50-300-7"`) `GET /ends` tells when it was cut
+or whole. Run: `python -m bench.dummy_engine PORT`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import sys
+import time
 from collections import deque
 from typing import cast
 
@@ -35,7 +39,8 @@ METRICS = (
     b'vllm:cache_config_info{block_size="16",num_gpu_blocks="1000000"} 1\n'
 )
 MODELS = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
-_PACE = re.compile(rb'"pace-(\d+)-(\d+)"')
+SLOTS = 8
+_PACE = re.compile(rb'"(pace|slot)-(\d+)-(\d+)(?:-(\d+))?"')
 _FLOOD = re.compile(rb'"flood-(\d+)"')
 
 
@@ -55,12 +60,44 @@ _TOKEN = _chunk(CHUNK)
 
 
 class Stream:
-    """One answer in progress."""
+    """One answer, which waits for its slot, is in progress or over."""
 
-    __slots__ = ("left", "total", "transport", "usage")
+    __slots__ = ("left", "number", "over", "pace", "total", "transport", "usage")
 
-    def __init__(self, transport: asyncio.Transport, total: int, *, usage: bool) -> None:
-        self.transport, self.total, self.left, self.usage = transport, total, total, usage
+    def __init__(
+        self, transport: asyncio.Transport, pace: int, total: int, *, number: int | None, usage: bool
+    ) -> None:
+        self.transport, self.pace, self.total, self.usage = transport, pace, total, usage
+        self.left = total
+        self.number = number
+        self.over = False
+
+    def begin(self) -> None:
+        self.transport.write(_STREAM_HEAD)
+        if self.pace not in PACERS:
+            PACERS[self.pace] = Pacer(self.pace)
+        PACERS[self.pace].add(self)
+
+    def end(self) -> None:
+        """It is whole, or its reader has left."""
+        if self.over:
+            return
+        self.over = True
+        if self.number is not None:
+            ENDS.append((self.number, time.monotonic(), self.total - max(0, self.left)))
+        if self in WAITING:
+            WAITING.remove(self)
+        if self in RUNNING:
+            RUNNING.remove(self)
+            if WAITING:
+                RUNNING.append(WAITING.popleft())
+                RUNNING[-1].begin()
+
+
+#: Of streams with a number: that number, the machine's monotonic time, and how many tokens were computed.
+ENDS: list[tuple[int, float, int]] = []
+RUNNING: list[Stream] = []  #: in a slot
+WAITING: deque[Stream] = deque()  #: for a slot
 
 
 class Pacer:
@@ -93,6 +130,7 @@ class Pacer:
                 continue
             usage = USAGE % (20 + stream.total, stream.total) if stream.usage else b""
             stream.transport.write((_chunk(usage) if usage else b"") + _chunk(DONE) + b"0\r\n\r\n")
+            stream.end()
         self.slots[0][:] = live
         self.due += self.period_s / self.SLOTS
         self.loop.call_at(self.due, self._tick)
@@ -105,9 +143,14 @@ class Engine(asyncio.Protocol):
         self.parser = httptools.HttpRequestParser(self)
         self.body = b""
         self.url = b""
+        self.stream: Stream | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.stream is not None:
+            self.stream.end()
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
@@ -123,8 +166,13 @@ class Engine(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self.parser.get_method() == b"GET":
-            body = MODELS if b"models" in self.url else METRICS if b"metrics" in self.url else b"{}"
-            kind = b"text/plain" if b"metrics" in self.url else b"application/json"
+            kind = b"application/json"
+            if b"models" in self.url:
+                body = MODELS
+            elif b"metrics" in self.url:
+                body, kind = METRICS, b"text/plain"
+            else:
+                body = json.dumps(ENDS).encode() if self.url == b"/ends" else b"{}"
             self.transport.write(_plain(body, kind))
             return
         flood = _FLOOD.search(self.body)
@@ -135,11 +183,21 @@ class Engine(asyncio.Protocol):
         if paced is None:
             self.transport.write(_RESPONSE)
             return
-        pace, tokens = int(paced[1]), int(paced[2])
-        self.transport.write(_STREAM_HEAD)
-        if pace not in PACERS:
-            PACERS[pace] = Pacer(pace)
-        PACERS[pace].add(Stream(self.transport, tokens, usage=b"include_usage" in self.body))
+        place, pace, tokens, number = paced.groups()
+        self.stream = stream = Stream(
+            self.transport,
+            int(pace),
+            int(tokens),
+            number=None if number is None else int(number),
+            usage=b"include_usage" in self.body,
+        )
+        if place == b"pace":
+            stream.begin()
+        elif len(RUNNING) < SLOTS:
+            RUNNING.append(stream)
+            stream.begin()
+        else:
+            WAITING.append(stream)
 
 
 PACERS: dict[int, Pacer] = {}

@@ -6,6 +6,9 @@ that other work on the machine slows both sides. The proxy under test has a core
 the engine share another. *Forwarding alone* is the sidecar's own proxy on a path that is not scheduled: the
 difference is what identity, scheduling and accounting cost. LiteLLM's proxy is shown without a goal, and
 without streams: it writes them anew.
+
+Clients leave within an answer and while they wait. For these a second sidecar lets the engine have as many
+calls as it has slots, and the others wait with it; behind vllm-router they wait in the engine.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
+import math
 import os
 import socket
 import statistics
@@ -26,8 +31,8 @@ from pathlib import Path
 
 import uvloop
 
-from bench.clients import CHAT, Caller, Repeating, Stalled, Streaming, request
-from bench.dummy_engine import CHUNK
+from bench.clients import CHAT, Caller, Leaving, Repeating, Stalled, Streaming, request
+from bench.dummy_engine import CHUNK, SLOTS
 from bench.processes import TENANTS, answering, cpu_s, dummy_engine, memory_mib, sidecar, started
 from bench.results import Figure, Goal, at_least, at_most, exactly, figure, half_quartiles, publish
 
@@ -42,8 +47,15 @@ ROUNDS, SECONDS = 5, 2.0
 CONNECTIONS, STREAMS, OPEN_STREAMS, HELD_S = 64, 128, 2_000, 60.0
 STALLED, STALLED_BYTES = 50, 7_000_000
 FLOOD = b'{"model":"m","messages":[],"stream":true,"user":"flood-%d"}'
+LEAVERS, WAITERS = 100, 200
+LEAVER = b'{"model":"m","messages":[{"role":"user","content":"hello"}],"stream":true,"user":"%b-%d-%d-%d"}'
+_NUMBERS = itertools.count(1)
 _BARE = "bare engine"
 _GROWTH = f"growth by {STALLED} stalled readers of {STALLED_BYTES // 1_000_000} MB, MiB"
+
+
+_LEFT = f"from a client's leaving to the engine's knowing, worst of {LEAVERS}, ms"
+_WASTED = f"tokens computed for {WAITERS} clients that had left while they waited, share"
 
 
 @dataclass(frozen=True)
@@ -155,8 +167,62 @@ async def stalled(peer: Peer) -> float:
     return grown
 
 
-async def measure(peers: list[Peer], rounds: int, seconds: float) -> list[Figure]:
-    """Rounds of everything; peers take turns."""
+async def ends(engine: int) -> dict[int, tuple[float, int]]:
+    """When each stream with a number was over or cut in the engine, and how many tokens it had by then."""
+    caller = await Caller.connect(engine)
+    answer = await caller.call(b"GET /ends HTTP/1.1\r\nHost: x\r\n\r\n")
+    caller.transport.abort()
+    return {number: (when, tokens) for number, when, tokens in json.loads(answer.body)}
+
+
+async def leaving(peer: Peer, kind: bytes, pace: int, tokens: int) -> tuple[int, Leaving]:
+    """A client of a stream of its own, and that stream's number."""
+    number = next(_NUMBERS)
+    sent = request(peer.path, LEAVER % (kind, pace, tokens, number), number % TENANTS)
+    make = partial(Leaving, sent)
+    return number, (await asyncio.get_running_loop().create_connection(make, "127.0.0.1", peer.port))[1]
+
+
+async def departed(peer: Peer, engine: int) -> float:
+    """Milliseconds until the engine's side of a stream whose client left was closed, at worst, while other
+    connections are busy. Infinite if one was not closed within five seconds.
+    """
+    left: dict[int, float] = {}
+    async with repeating(peer, CONNECTIONS, []):
+        for _ in range(LEAVERS):
+            number, client = await leaving(peer, b"pace", 20, 10_000)
+            await asyncio.wait_for(client.begun, 10)
+            left[number] = client.leave()
+        await asyncio.sleep(5.0)
+    known = await ends(engine)
+    return 1e3 * max(known.get(number, (math.inf, 0))[0] - when for number, when in left.items())
+
+
+async def wasted(peer: Peer, engine: int) -> float:
+    """Share of the tokens that clients had asked for, who left while the engine's slots were taken, that were
+    computed all the same once there was room.
+    """
+    tokens = 5
+    holders = [(await leaving(peer, b"slot", 5, 10_000))[1] for _ in range(SLOTS)]
+    await asyncio.wait_for(asyncio.gather(*(holder.begun for holder in holders)), 10)
+    waiters = [await leaving(peer, b"slot", 50, tokens) for _ in range(WAITERS)]
+    await asyncio.sleep(1.0)
+    for _, waiter in waiters:
+        if waiter.begun.done():
+            raise RuntimeError(f"{peer.name}: a call did not wait")
+        waiter.leave()
+    await asyncio.sleep(1.0)
+    for holder in holders:
+        holder.leave()
+    await asyncio.sleep(2.0 + WAITERS * tokens / 50 / SLOTS)
+    known = await ends(engine)
+    return sum(known[number][1] for number, _ in waiters if number in known) / (WAITERS * tokens)
+
+
+async def measure(peers: list[Peer], queueing: list[Peer], rounds: int, seconds: float) -> list[Figure]:
+    """Rounds of everything; peers take turns. `queueing` are those that are sent more than the engine takes
+    at once.
+    """
     samples: dict[tuple[str, str], list[float]] = {}
 
     def add(peer: Peer, name: str, value: float) -> None:
@@ -179,8 +245,12 @@ async def measure(peers: list[Peer], rounds: int, seconds: float) -> list[Figure
                 if lost:
                     raise RuntimeError(f"{peer.name}: {lost} of {STREAMS} streams broke or lack tokens")
                 add(peer, f"CPU of {STREAMS} streams of 50 tokens/s for 6 s, s", used)
+    engine = next(peer.port for peer in peers if peer.name == _BARE)
+    for peer in queueing:
+        add(peer, _WASTED, await wasted(peer, engine))
     for peer in peers:
         if peer.proxies_calls:
+            add(peer, _LEFT, await departed(peer, engine))
             add(peer, _GROWTH, await stalled(peer))  # first: what 2,000 streams leave behind would hide it
             _, memory, lost = await streamed(peer, OPEN_STREAMS, 5, HELD_S)
             add(peer, f"memory at {OPEN_STREAMS:,} open streams, MiB", memory)
@@ -210,7 +280,8 @@ def judged(samples: dict[tuple[str, str], list[float]]) -> list[Figure]:
     for (peer, what), values in samples.items():
         name, _, unit = what.rpartition(", ") if ", " in what else (what, "", "1/s")
         most = at_most(10 if what == _GROWTH else 150)
-        wanted = {"MiB": most, "streams": exactly(0)}.get(unit) if peer == ours else None
+        wished = {"MiB": most, "streams": exactly(0), "ms": at_most(100), "share": exactly(0)}
+        wanted = wished.get(unit) if peer == ours else None
         figures.append(
             figure(f"{name}; {peer}", statistics.median(values), unit, half_quartiles(values), wanted)
         )
@@ -249,6 +320,7 @@ def main() -> None:
         parser.error("needs two cores: one for the proxy, one for everything else")
     os.sched_setaffinity(0, {cores[1]})
     engine, port, control, router_port = 18100, 18101, 18102, 18103
+    narrow_port, narrow_control = 18106, 18107
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         peers = [Peer(_BARE, engine, stack.enter_context(dummy_engine(engine, cores[1])))]
         pid = stack.enter_context(
@@ -264,6 +336,20 @@ def main() -> None:
         )
         peers.append(Peer("sidecar", port, pid))
         peers.append(Peer("forwarding alone", port, pid, FORWARDED))
+        narrow = Path(folder, "narrow")
+        narrow.mkdir()
+        pid = stack.enter_context(
+            sidecar(
+                narrow,
+                engine=engine,
+                port=narrow_port,
+                control=narrow_control,
+                core=cores[0],
+                compiled=options.compiled,
+                options=("--max-window", str(SLOTS)),
+            )
+        )
+        queueing = [Peer("sidecar", narrow_port, pid)]
         if options.router is not None:
             command = [
                 *(str(options.router), "--host", "127.0.0.1", "--port", str(router_port)),
@@ -271,17 +357,18 @@ def main() -> None:
                 *("--log-level", "error", "--prometheus-port", "18104"),
             ]
             peers.append(Peer("vllm-router", router_port, stack.enter_context(started(command, cores[0]))))
+            queueing.append(peers[-1])
         if options.litellm is not None:
             pid = stack.enter_context(litellm(options.litellm, Path(folder), engine, 18105, cores[0]))
             peers.append(Peer("LiteLLM", 18105, pid, rewrites=True))
-        figures = uvloop.run(run(peers, options.rounds, options.seconds))
+        figures = uvloop.run(run(peers, queueing, options.rounds, options.seconds))
     publish("sidecar", None, figures)
 
 
-async def run(peers: list[Peer], rounds: int, seconds: float) -> list[Figure]:
-    for peer in peers:
+async def run(peers: list[Peer], queueing: list[Peer], rounds: int, seconds: float) -> list[Figure]:
+    for peer in peers + queueing:
         await answering(peer.port, peer.path, BODY)
-    return await measure(peers, rounds, seconds)
+    return await measure(peers, queueing, rounds, seconds)
 
 
 if __name__ == "__main__":
