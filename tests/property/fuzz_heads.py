@@ -35,6 +35,7 @@ HEADERS = (
     (b"Connection", b"keep-alive"),
     (b"Connection", b"close"),
     (b"Connection", b"x-team, te"),
+    (b"Connection", b"cookie, X-Empty"),
     (b"TE", b"trailers"),
     (b"Expect", b"100-continue"),
     (b"Cookie", b"a=b; c=d"),
