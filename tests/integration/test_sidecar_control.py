@@ -411,7 +411,7 @@ async def test_stop_lets_running_calls_finish(tmp_path, engine):
         await idle.leave()
 
 
-async def test_what_still_runs_after_the_grace_is_paid_for_and_ended(tmp_path, engine):
+async def test_after_the_grace_every_client_is_told_and_what_ran_is_paid_for(tmp_path, engine):
     async def stall(seen: Seen, reply: Reply) -> None:
         await reply.begin_events()
         for _ in range(4):
@@ -419,16 +419,26 @@ async def test_what_still_runs_after_the_grace_is_paid_for_and_ended(tmp_path, e
         await asyncio.Event().wait()
 
     engine.behaviour = stall
-    async with running_sidecar(tmp_path, engine, document()) as sidecar:
-        async with await Client.connect(sidecar.data_address) as client:
-            client.call(KEY_A, {"stream": True})
-            await client.head()
-            while b"x" not in await client.chunk():
-                pass
-            await sidecar.stop(grace_s=0.1)
+    async with (
+        running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+    ):
+        client.call(KEY_A, {"stream": True})
+        streamed = asyncio.create_task(client.answer())
+        await eventually(lambda: len(engine.completions) == 1, "a call runs")
+        waiting = asyncio.create_task(ask(sidecar.data_address, KEY_B, {}))
+        await eventually(lambda: sidecar.scheduler.queued == 1, "another waits")
+        await sidecar.stop(grace_s=0.3)
+        refused, cut = await waiting, await streamed
+        assert (refused.status, refused.header("x-fairserve-refused-reason")) == (503, "shutting_down")
+        assert int(refused.header("retry-after") or 0) >= 1
+        assert b'"code":"shutting_down"' in cut.body.replace(b": ", b":")
+        assert cut.body.endswith(b"data: [DONE]\n\n")
         text = sidecar.metrics.exposition().decode()
-        assert metric(text, "fairserve_requests_total", tenant="a", outcome="cancelled") == 1
-        assert sidecar.scheduler.running == 0
+        assert metric(text, "fairserve_requests_total", tenant="a", outcome="failed") == 1
+        assert metric(text, "fairserve_tokens_total", tenant="a", kind="output") >= 1
+        assert metric(text, "fairserve_requests_total", tenant="b", outcome="cancelled") == 1
+        assert (sidecar.scheduler.running, sidecar.scheduler.queued) == (0, 0)
         await eventually(lambda: engine.cut == 1, "the engine's work is ended too")
 
 

@@ -343,18 +343,22 @@ async def test_paths_that_nobody_knows_are_named_once(tmp_path, engine, caplog):
     engine.described = ("/v1/dreams", "/v1/messages", "/tokenize")
     with caplog.at_level(logging.WARNING, "fairserve.sidecar.watch"):
         async with running_sidecar(tmp_path, engine, document()) as sidecar:
-            await eventually(lambda: sidecar.watch.unscheduled_paths, "the engine's paths are read")
+            await eventually(lambda: sidecar.watch.unknown_paths, "the engine's paths are read")
             text = sidecar.metrics.exposition().decode()
-            assert metric(text, "fairserve_unscheduled_paths", path="/v1/dreams") == 1
-            assert text.count("fairserve_unscheduled_paths{") == 1
-            assert (await ask(sidecar.data_address, "none", {}, "/v1/dreams")).status == 200
+            assert metric(text, "fairserve_unknown_paths", path="/v1/dreams") == 1
+            assert text.count("fairserve_unknown_paths{") == 1
+            # They may spend tokens: nobody gets there without a key, and what they cost is charged.
+            assert (await ask(sidecar.data_address, "none", {}, "/v1/dreams")).status == 401
+            assert (await ask(sidecar.data_address, KEY_A, {}, "/prefix/v1/dreams")).status == 200
+            text = sidecar.metrics.exposition().decode()
+            assert metric(text, "fairserve_requests_total", tenant="a", outcome="completed") == 1
             # Gone and back with one more: it is asked anew.
             port, engine.described = engine.port, ("/v1/dreams", "/v1/more")
             await engine.close()
             await eventually(lambda: sidecar.watch.problem is not None, "the sidecar knows that it is gone")
             await engine.listen(port)
-            await eventually(lambda: len(sidecar.watch.unscheduled_paths) == 2, "the paths are read again")
-    named = [record.getMessage() for record in caplog.records if "unscheduled" in record.getMessage()]
+            await eventually(lambda: len(sidecar.watch.unknown_paths) == 2, "the paths are read again")
+    named = [record.getMessage() for record in caplog.records if "not known here" in record.getMessage()]
     assert len(named) == 2
     assert "/v1/dreams" in named[0]
     assert "/v1/messages" not in named[0]
@@ -363,5 +367,5 @@ async def test_paths_that_nobody_knows_are_named_once(tmp_path, engine, caplog):
 async def test_engine_that_does_not_describe_itself_is_let_be(tmp_path):
     async with FakeEngine(described=None) as engine, running_sidecar(tmp_path, engine, document()) as sidecar:
         await eventually(lambda: sidecar.watch._questions == 0, "it was asked")
-        assert sidecar.watch.unscheduled_paths == ()
+        assert sidecar.watch.unknown_paths == ()
         assert sidecar.obstacles() == []

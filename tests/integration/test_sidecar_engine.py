@@ -86,13 +86,55 @@ async def test_stream_of_an_engine_that_dies_ends_with_an_error(engine, sidecar,
 
 
 @pytest.mark.parametrize("options", [None, {"include_usage": True}])
-async def test_event_that_was_cut_is_not_glued_to_ours(engine, sidecar, options):
+async def test_event_that_was_cut_is_not_before_ours(engine, sidecar, options):
     engine.behaviour = dies_after(token_event("one"), token_event("two")[:20])
     broken = await ask(sidecar.data_address, KEY_A, {"stream": True, "stream_options": options})
-    last = broken.body.split(b"\n\n")[-3]
-    assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "engine_broken"
-    cut = token_event("two")[:20] + b"\n\n" in broken.body
-    assert cut == (options is not None), "where we look for usage, an event is passed on whole"
+    assert broken.body.startswith(token_event("one") + b"data: ")
+    assert events(broken)[-1]["error"]["code"] == "engine_broken"
+    assert token_event("two")[:20] + b"\n" not in broken.body, "half an event is read by no client"
+
+
+async def test_an_engine_that_dies_after_the_last_event_has_said_all(engine, sidecar):
+    engine.behaviour = dies_after(token_event("one"), DONE)
+    whole = await ask(
+        sidecar.data_address, KEY_A, {"stream": True, "stream_options": {"include_usage": True}}
+    )
+    assert whole.body == token_event("one") + DONE
+
+
+async def test_an_answer_that_ends_with_its_connection_is_whole(engine, sidecar):
+    async def close(seen: Seen, reply: Reply) -> None:
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n\r\n"
+        reply.writer.write(head + b'{"usage":{"prompt_tokens":3,')
+        await reply.writer.drain()
+        await asyncio.sleep(0.02)
+        reply.writer.write(b'"completion_tokens":2}}')
+        reply.writer.close()
+
+    engine.behaviour = close
+    answer = await ask(sidecar.data_address, KEY_A, {})
+    assert json.loads(answer.body)["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
+    assert (count(sidecar, "completed"), tokens(sidecar, "output")) == (1, 2)
+
+
+@pytest.mark.parametrize("depth", [900, 960, 970, 975, 980, 990, 5_000])
+async def test_no_body_however_deep_keeps_a_slot(tmp_path, engine, depth):
+    """What can't be read here is refused: another Python's engine might read it."""
+    deep = '{"messages":[],"priority":3,"x":' + "[" * depth + "]" * depth + "}"
+    async with running_sidecar(tmp_path, engine, document(), engine_priority=True) as sidecar:
+        for encoding in ("utf-8", "utf-16"):
+            answer = await ask(sidecar.data_address, KEY_A, deep.encode(encoding))
+            assert answer.status in (200, 400)
+            assert (answer.status == 400) == (b"body_too_deep" in answer.body)
+            assert answer.status == 400 or depth < 1_000
+        assert (sidecar.scheduler.running, sidecar.scheduler.queued) == (0, 0)
+        assert all(b'"priority":3' not in seen.body for seen in engine.completions)
+
+
+async def test_a_client_cannot_have_its_place_removed(tmp_path, engine):
+    async with running_sidecar(tmp_path, engine, document(), engine_priority=True) as sidecar:
+        await ask(sidecar.data_address, KEY_A, {}, "/v1/messages", connection="x-vllm-priority")
+    assert engine.completions[-1].header("x-vllm-priority") is not None
 
 
 async def test_sdks_raise_what_the_last_event_says(engine, sidecar):

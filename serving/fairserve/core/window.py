@@ -35,6 +35,9 @@ class DispatchWindow:
     BACKOFF = 0.8
     #: An engine that refused a call is asked for more than it held only after so many samples.
     PATIENCE = 40
+    #: With less of the KV pool in use, a call more than there were at the sample may go, though what is in
+    #: flight is expected to fill the pool: one call whose size was overestimated must not stop all others.
+    HALF_EMPTY = 0.5
     #: How a full window grows with each sample where the batch is unknown, after the first time.
     SEARCH = 1.1
     #: Calls added for a sample in which a full window left nothing waiting in an engine that has been full.
@@ -51,6 +54,7 @@ class DispatchWindow:
         self._ceiling = float(maximum)
         self._samples = 0
         self._batch: int | None = None  #: what the engine runs when it keeps calls waiting
+        self._spare = 0  #: so many calls may be there whatever they are expected to need
         self._growth = 2.0  #: by which a full window grows while the batch is not known
 
     @property
@@ -61,6 +65,7 @@ class DispatchWindow:
     def observe(self, sample: EngineSample, inflight: int) -> None:
         """Adapt to a sample. `inflight` is how many calls are with the engine now."""
         self._kv_tokens = sample.kv_tokens
+        self._spare = inflight + 1 if sample.kv_use < self.HALF_EMPTY else 0
         if self._ceiling < self._maximum:
             self._samples += 1
             if self._samples % self.PATIENCE == 0:
@@ -92,7 +97,7 @@ class DispatchWindow:
             return True
         if inflight_calls >= self.size:
             return False
-        return self._kv_tokens is None or inflight_tokens < self._kv_tokens
+        return self._kv_tokens is None or inflight_tokens < self._kv_tokens or inflight_calls < self._spare
 
     def _learn_batch(self, sample: EngineSample, most: float) -> None:
         """What runs while calls wait is the batch, less calls that have ended just now: a few either way are

@@ -1,14 +1,16 @@
 """Which paths of the engine spend tokens, and how each is read: the one place that knows.
 
 The tables hold every POST route that the routers under `vllm/entrypoints` of vLLM 0.32 make. A path that is
-in neither passes unscheduled and is named when the engine comes up (`unknown_paths`), so that a newer
-engine's new door does not stay unseen.
+in neither is found in the engine's description when it comes up (`unknown_paths`), so that a newer engine's
+new door is no way around the queue: its calls are scheduled as `UNKNOWN`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import urllib.parse
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
@@ -20,9 +22,11 @@ from fairserve.engine.multipart import read_audio
 from fairserve.engine.requests import (
     Amount,
     EngineRequest,
+    chat_amount,
     chat_batch_amount,
     completion_amount,
     decision_amount,
+    either_amount,
     message_amount,
     pooling_amount,
     read_json,
@@ -36,8 +40,6 @@ from fairserve.engine.usage import Place
 #: positions a second. vLLM gives no usage for audio, so this is never corrected.
 _AUDIO_BYTES_PER_TOKEN = 320.0
 #: More paths than this are not named.
-MAX_UNKNOWN_PATHS = 20
-_MAX_PATH = 200
 
 
 #: Names in lower case.
@@ -106,7 +108,7 @@ _AUDIO = Endpoint(_audio, bytes_per_token=_AUDIO_BYTES_PER_TOKEN)
 
 #: Every path whose POST spends tokens.
 ENDPOINTS = {
-    "/v1/chat/completions": Endpoint(_completion(completion_amount), events_per_answer=1, admitted_once=True),
+    "/v1/chat/completions": Endpoint(_completion(chat_amount), events_per_answer=1, admitted_once=True),
     "/v1/completions": Endpoint(_completion(completion_amount), admitted_once=True),
     # The engine may call a tool of its own and be refused on the second turn: not admitted once.
     "/v1/responses": Endpoint(
@@ -147,8 +149,11 @@ ENDPOINTS = {
         admitted_once=True,
     ),
     # SageMaker's one door: the body decides whether it is a chat, a completion or a prompt alone.
-    "/invocations": Endpoint(_completion(completion_amount)),
+    "/invocations": Endpoint(_completion(either_amount)),
 }
+
+#: What a path is taken for that nobody here knows: its answer may tell what it cost.
+UNKNOWN = Endpoint(_json(either_amount, salted=False), Place.ANYWHERE)
 
 #: Paths whose POST spends none: token counts and templates, adapters, and what only an administrator calls.
 FREE = frozenset(
@@ -194,6 +199,9 @@ FREE = frozenset(
     }
 )
 
+_PARAMETER = re.compile(r"\\\{[^}]*\\\}")
+_LAST_PARAMETER = re.compile(_PARAMETER.pattern + "$")
+
 #: The raw request targets that need no further look.
 _PLAIN = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
@@ -220,8 +228,8 @@ def speaks_anthropic(target: bytes) -> bool:
 
 
 def unknown_paths(openapi: bytes) -> tuple[str, ...] | None:
-    """The POST paths of an engine's `/openapi.json` that are in neither table, in order, at most
-    `MAX_UNKNOWN_PATHS`; None for what can't be read.
+    """The POST paths of an engine's `/openapi.json` that are in neither table, in order; None for what can't
+    be read.
     """
     try:
         document = json.loads(openapi)
@@ -231,11 +239,20 @@ def unknown_paths(openapi: bytes) -> tuple[str, ...] | None:
     if type(paths) is not dict:
         return None
     unknown = [
-        path[:_MAX_PATH]
+        path
         for path, methods in paths.items()
         if type(methods) is dict and "post" in methods and path not in FREE and _endpoint_at(path) is None
     ]
-    return tuple(sorted(unknown)[:MAX_UNKNOWN_PATHS])
+    return tuple(sorted(unknown))
+
+
+def matching(paths: Collection[str]) -> re.Pattern[str] | None:
+    """What matches the paths of a description, also of an engine under a prefix; None for no paths."""
+    if not paths:
+        return None
+    # A part in braces is one part of a path; the last may be all that is left of it.
+    shapes = [_PARAMETER.sub("[^/]+", _LAST_PARAMETER.sub(".+", re.escape(path))) for path in paths]
+    return re.compile(f".*(?:{'|'.join(shapes)})/?", re.DOTALL)
 
 
 def _endpoint_at(path: str) -> Endpoint | None:

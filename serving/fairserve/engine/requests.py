@@ -64,6 +64,7 @@ class EngineRequest:
     interaction: Mapping[str, str] = field(default_factory=dict)
     background: bool = False  #: the answer would come before the work
     readable: bool = False  #: the body is a JSON object, so that a field can be added to it
+    too_deep: bool = False  #: nested more deeply than can be read here; another Python may read it
 
 
 def read_json(
@@ -81,16 +82,21 @@ def read_json(
     """
     try:
         fields = json.loads(body)
-    except (ValueError, RecursionError):
+    except ValueError:
         return EngineRequest(body)
+    except RecursionError:
+        return EngineRequest(body, too_deep=True)
     if type(fields) is not dict:
         return EngineRequest(body)
     if not trusted and not _ORDER_FIELDS.isdisjoint(fields):
-        body = without_fields(body, fields, _ORDER_FIELDS)
+        try:
+            body = without_fields(body, _ORDER_FIELDS)
+        except RecursionError:
+            return EngineRequest(body, too_deep=True)
         fields = {name: value for name, value in fields.items() if name not in _ORDER_FIELDS}
     if cache_salt is not None and fields.get("cache_salt") is None:
         added = {"cache_salt": cache_salt}
-        body, fields = _with_fields(body, fields, added), {**fields, **added}
+        body, fields = _with_fields(body, added), {**fields, **added}
     stream = boolean(fields.get("stream"))
     options = fields.get("stream_options")
     asked = type(options) is dict and boolean(options.get("include_usage"))
@@ -98,7 +104,7 @@ def read_json(
     sequences, cap = amount(fields)
     user, names = _names(fields)
     return EngineRequest(
-        payload=_asking_for_usage(body, fields, options) if strips else body,
+        payload=_asking_for_usage(body, options) if strips else body,
         stream=stream,
         strips_usage=strips,
         sequences=sequences,
@@ -110,18 +116,29 @@ def read_json(
     )
 
 
-def completion_amount(fields: Fields) -> tuple[int, int | None]:
-    """A chat or text completion: `n` answers to each prompt."""
+def chat_amount(fields: Fields) -> tuple[int, int | None]:
+    """A chat: `n` answers."""
     cap = integer(fields.get("max_completion_tokens"))
     if cap is None:
         cap = integer(fields.get("max_tokens"))
+    return integer(fields.get("n")) or 1, cap
+
+
+def completion_amount(fields: Fields) -> tuple[int, int | None]:
+    """A text completion: `n` answers to each prompt."""
+    answers, cap = chat_amount(fields)
     prompts = _prompts(fields.get("prompt")) + _prompts(fields.get("prompt_embeds"))
-    return (integer(fields.get("n")) or 1) * (prompts or 1), cap
+    return answers * (prompts or 1), cap
+
+
+def either_amount(fields: Fields) -> tuple[int, int | None]:
+    """A chat or a text completion, told by its field."""
+    return chat_amount(fields) if "messages" in fields else completion_amount(fields)
 
 
 def chat_batch_amount(fields: Fields) -> tuple[int, int | None]:
     """Several conversations in one body, `messages` a list of lists."""
-    answers, cap = completion_amount(fields)
+    answers, cap = chat_amount(fields)
     return answers * _length(fields.get("messages")), cap
 
 
@@ -138,7 +155,7 @@ def message_amount(fields: Fields) -> tuple[int, int | None]:
 def tokens_amount(fields: Fields) -> tuple[int, int | None]:
     """Token ids in, token ids out: vLLM's own sampling parameters."""
     parameters = fields.get("sampling_params")
-    return completion_amount(parameters) if type(parameters) is dict else (1, None)
+    return chat_amount(parameters) if type(parameters) is dict else (1, None)
 
 
 def pooling_amount(fields: Fields) -> tuple[int, int | None]:
@@ -156,28 +173,19 @@ def decision_amount(fields: Fields) -> tuple[int, int | None]:
     return _length(fields.get("questions")), 2
 
 
-def without_fields(body: bytes, fields: Fields, names: Collection[str]) -> bytes:
-    """`body`, which holds `fields`, without the top-level fields of these names. All other bytes stay; an
-    encoding other than UTF-8 is written anew.
+def without_fields(body: bytes, names: Collection[str]) -> bytes:
+    """`body`, a JSON object, without the top-level fields of these names. All other bytes stay, but for their
+    encoding, which becomes UTF-8. Raises RecursionError for one that could hardly be read.
     """
-    if json.detect_encoding(body) != "utf-8":
-        return json.dumps({name: value for name, value in fields.items() if name not in names}).encode()
-    text = body.decode("utf-8", "surrogatepass")
+    text = _utf8(body).decode("utf-8", "surrogatepass")
     members = list(_members(text))
     kept = ",".join(text[start:end] for name, start, end in members if name not in names)
     return (text[: members[0][1]] + kept + text[members[-1][2] :]).encode("utf-8", "surrogatepass")
 
 
 def with_priority(body: bytes, priority: int) -> bytes:
-    """`body`, a JSON object, with its place in the engine's queue, smaller first. All other bytes stay: the
-    field goes last, where it wins over an earlier one; an encoding other than UTF-8 is written anew.
-    """
-    end = body.rstrip(b" \t\r\n")
-    if not end.endswith(b"}") or json.detect_encoding(body) != "utf-8":
-        return json.dumps({**json.loads(body), "priority": priority}).encode()
-    members = end[:-1].rstrip(b" \t\r\n")
-    comma = b"" if members.endswith(b"{") else b","
-    return b'%b%b"priority": %d}' % (members, comma, priority)
+    """`body`, a JSON object, with its place in the engine's queue, smaller first: see `_with_fields`."""
+    return _with_fields(body, {"priority": priority})
 
 
 def _members(text: str) -> Iterator[tuple[str, int, int]]:
@@ -197,24 +205,31 @@ def _after_space(text: str, at: int) -> int:
     return match.end()
 
 
-def _asking_for_usage(body: bytes, fields: Fields, options: Fields | None) -> bytes:
+def _asking_for_usage(body: bytes, options: Fields | None) -> bytes:
     """The body with `stream_options.include_usage` set. Usage in every chunk, which the client has not got so
     far, stays off.
     """
     wanted = {**(options or {}), "include_usage": True}
     if "continuous_usage_stats" in wanted:
         wanted["continuous_usage_stats"] = False
-    return _with_fields(body, fields, {"stream_options": wanted})
+    return _with_fields(body, {"stream_options": wanted})
 
 
-def _with_fields(body: bytes, fields: Fields, added: Fields) -> bytes:
-    """`body`, which holds `fields`, with those in `added`. All other bytes stay: they go last, where they win
-    over earlier ones. An encoding other than UTF-8 is written anew.
+def _with_fields(body: bytes, added: Fields) -> bytes:
+    """`body`, a JSON object, with what is in `added`, which goes last, where it wins over what was there. All
+    other bytes stay, but for their encoding, which becomes UTF-8. Nothing is read again.
     """
-    end = body.rstrip(b" \t\r\n")
-    if not end.endswith(b"}") or json.detect_encoding(body) != "utf-8":
-        return json.dumps({**fields, **added}).encode()
-    return b"%b%b%b}" % (end[:-1], b"," if fields else b"", json.dumps(added)[1:-1].encode())
+    end = _utf8(body).rstrip(b" \t\r\n")
+    comma = b"" if end[:-1].rstrip(b" \t\r\n").endswith(b"{") else b","
+    return b"%b%b%b}" % (end[:-1], comma, json.dumps(added)[1:-1].encode())
+
+
+def _utf8(body: bytes) -> bytes:
+    """The same text in the encoding that JSON has by default, without a mark of its order of bytes."""
+    encoding = json.detect_encoding(body)
+    if encoding == "utf-8":
+        return body
+    return body.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
 
 
 def _prompts(value: object) -> int:

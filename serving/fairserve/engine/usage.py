@@ -15,6 +15,7 @@ from typing import Any
 from fairserve.core.calls import Usage
 
 _MARK = b'"usage"'
+_DONE = b"data: [DONE]\n\n"
 _OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 #: Where an answer's usage begins. Cohere's embeddings have it under another name.
 _IN_BODY = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
@@ -132,16 +133,18 @@ class EventStream:
     """The bytes of a server-sent event stream on their way through.
 
     With `strips` set, the event that holds only usage (`"choices": []`) is taken out; everything else
-    leaves as it came. An event that has not fully arrived is held back then, because it might be the one.
+    leaves as it came. An event that has not fully arrived is held back: it might be the one, and if the
+    stream breaks off in it, nobody could read what is said of that behind it.
 
     vLLM signs its last event with a fingerprint, which is the usage event if there is one. The event that
     ends the last of `answers` waits for it and is signed instead.
     """
 
-    __slots__ = ("_first", "_held", "_last", "_open", "_overlong", "_strips", "_unsigned", "events")
+    __slots__ = ("_first", "_held", "_last", "_open", "_overlong", "_strips", "_unsigned", "done", "events")
 
     def __init__(self, *, strips: bool, answers: int = 1) -> None:
         self.events = 0  #: complete events so far, without those taken out
+        self.done = False  #: the stream has said that it is over
         self._strips = strips
         self._held = b""
         self._first: bytes | None = None
@@ -159,27 +162,28 @@ class EventStream:
         if b"\n\r\n" in arrived:
             cut = max(cut, arrived.rfind(b"\n\r\n") + 3)
         if cut < 2:
-            return self._hold(arrived, data)
+            return self._hold(arrived)
         complete, self._held = arrived[:cut], arrived[cut:]
         self.events += complete.count(b"\n\n") + complete.count(b"\n\r\n")
+        self.done = complete.endswith(_DONE)
         if _MARK in complete:
             complete = self._look_at(complete)
         if self._open and (self._unsigned or _ENDS in complete):
             complete = self._signed(complete)
-        return complete if self._strips else data
+        return complete
 
     def end(self) -> bytes:
         """The stream is over: what was still held back."""
         held, self._held = self._held, b""
         if _MARK in held:
             self._note(held)
-        return self._unsigned + held if self._strips and not self._overlong else b""
+        return self._unsigned + held if not self._overlong else b""
 
     def cut(self) -> bytes:
         """The stream broke off: the whole event that was held, and what ends one of which a part has been
         passed on. The reader may make nothing of that event, but the next one is read by itself.
         """
-        partial = self._overlong or (bool(self._held) and not self._strips)
+        partial = self._overlong
         self._held, self._overlong = b"", False
         return self._release() + (b"\n\n" if partial else b"")
 
@@ -206,13 +210,13 @@ class EventStream:
             self._first = event
         self._last = event
 
-    def _hold(self, arrived: bytes, data: bytes) -> bytes:
+    def _hold(self, arrived: bytes) -> bytes:
         if len(arrived) <= _MAX_HELD:
             self._held = arrived
-            return b"" if self._strips else data
+            return b""
         self._overlong = True
         self._held = arrived[-3:]
-        return self._release() + arrived if self._strips else data
+        return self._release() + arrived
 
     def _pass_overlong(self, data: bytes) -> bytes:
         """Pass on up to the overlong event's end; what is held has left already and only helps to see it."""

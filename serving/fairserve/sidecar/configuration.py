@@ -58,11 +58,7 @@ def read_document(data: bytes) -> Configuration:
         document = SchedulerConfig.from_bytes(_plain(data))
     except ValidationError as error:
         raise DocumentError(describe_problems(error)) from error
-    try:
-        table = IdentityTable(document)
-    except ValueError as error:
-        raise DocumentError(str(error)) from error
-    return Configuration(document, document.content_hash, table)
+    return _configuration(document)
 
 
 def read_difference(data: bytes, running: Configuration | None) -> Configuration:
@@ -80,7 +76,7 @@ def read_difference(data: bytes, running: Configuration | None) -> Configuration
         raise DocumentError(describe_problems(error)) from error
     except DifferenceError as error:
         raise DocumentError(str(error)) from error
-    return Configuration(document, document.content_hash, IdentityTable(document))
+    return _configuration(document)
 
 
 def read_file(path: Path) -> Configuration:
@@ -104,6 +100,14 @@ def judge(running: Configuration | None, offered: Configuration) -> Verdict:
     if offered.generation == running.generation:
         return Verdict.SAME if offered.hash == running.hash else Verdict.OUTDATED
     return Verdict.ADOPT if offered.generation > running.generation else Verdict.OUTDATED
+
+
+def _configuration(document: SchedulerConfig) -> Configuration:
+    try:
+        table = IdentityTable(document)
+    except ValueError as error:
+        raise DocumentError(str(error)) from error
+    return Configuration(document, document.content_hash, table)
 
 
 def _plain(data: bytes) -> bytes:

@@ -7,6 +7,7 @@ while the engine has room goes at once, and a call that ends lets the next one g
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from fairserve.core.scheduler import Scheduler
 from fairserve.core.window import DispatchWindow, EngineSample
 from fairserve.sidecar.metrics import Metrics
 
+_LOG = logging.getLogger(__name__)
+
 
 class Waiter(Protocol):
     """A call on its way."""
@@ -37,6 +40,9 @@ class Waiter(Protocol):
 
     def go(self, dispatched: Dispatched) -> None:
         """It is this call's turn: send it to the engine."""
+
+    def could_not_go(self) -> None:
+        """`go` has failed."""
 
     def evicted(self, refusal: Refusal) -> None:
         """It has lost its place in the queue."""
@@ -228,6 +234,14 @@ class Dispatcher:
                 counts.refused(lost.refusal.reason, ThrottlingMode.ENFORCE)
                 waiter.evicted(lost.refusal)
 
+    def _go(self, waiter: Waiter, dispatched: Dispatched) -> None:
+        """Whatever fails over one call, neither keeps its slot nor reaches another call's turn."""
+        try:
+            waiter.go(dispatched)
+        except Exception:  # noqa: BLE001 - whatever it is, the others go on
+            _LOG.exception("a call could not be sent")
+            waiter.could_not_go()
+
     def _pump(self, now: float) -> None:
         """Dispatch while the engine has room. What happens inside may end a call and pump again: the loop
         that is running sees the room it makes.
@@ -244,6 +258,6 @@ class Dispatcher:
                 self._metrics.queue_wait.observe(dispatched.wait_s)
                 waiter = self._waiting.pop(dispatched.call_id)
                 self._running[dispatched.call_id] = waiter
-                waiter.go(dispatched)
+                self._go(waiter, dispatched)
         finally:
             self._pumping = False

@@ -11,10 +11,12 @@ from http import HTTPStatus
 
 from fairserve.engine.admission import STATUS
 from fairserve.sidecar.messages import LAST_CHUNK, Request, ResponseHead, chunk, client_head
-from fairserve.sidecar.refusals import ENGINE_BROKEN, ENGINE_SILENT, Problem, failed_engine_response
+from fairserve.sidecar.refusals import ENGINE_BROKEN, ENGINE_SILENT, STOPPING, Problem, failed_engine_response
 from fairserve.sidecar.server import Connection
 from fairserve.sidecar.upstream import Exchange, Failure, UpstreamPool
 
+#: What is said of each failure in an answer that has begun.
+_PROBLEMS = {Failure.SILENT: ENGINE_SILENT, Failure.STOPPED: STOPPING}
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value})
 
 
@@ -66,17 +68,18 @@ class Forwarding:
         end, else break off as well.
         """
         self._exchange = None
-        problem = ENGINE_SILENT if failure is Failure.SILENT else ENGINE_BROKEN
+        problem = _PROBLEMS.get(failure, ENGINE_BROKEN)
         last = self.last_words(problem) if self._begun and self._unframed else None
         self.broke(failure)
         if last is not None:
-            self.connection.write(chunk(last) + LAST_CHUNK if self._chunked else last)
+            words = chunk(last) if last and self._chunked else last
+            self.connection.write(words + LAST_CHUNK if self._chunked else words)
             self.connection.finished(reuse=self._reuse)
         elif self._begun:
             self.connection.abort()
         else:
             reuse = self.request.keep_alive
-            if failure is Failure.UNREACHABLE:
+            if failure is Failure.UNREACHABLE or failure is Failure.STOPPED:
                 self.connection.write(self._unavailable(self.request))
             else:
                 self.connection.write(failed_engine_response(self.request, problem, reuse=reuse))
@@ -90,6 +93,12 @@ class Forwarding:
             self._exchange.cancel()
             self._exchange = None
         self.left()
+
+    def cut_short(self) -> None:
+        """The pod stops: end the engine's work, and tell the client."""
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self.failed(Failure.STOPPED)
 
     def client_slow(self) -> None:
         """Stop reading."""

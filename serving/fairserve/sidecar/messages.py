@@ -6,7 +6,7 @@ both sides see each other as if nothing stood between.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 Headers = list[tuple[bytes, bytes]]
@@ -71,8 +71,12 @@ class ResponseHead:
         return next((value for key, value in self.headers if key.lower() == name), None)
 
 
-def engine_head(request: Request, *, without: Container[bytes], length: int) -> bytes:
-    """The head of `request` for the engine: all end-to-end headers but ours and those in `without`."""
+def engine_head(
+    request: Request, *, without: Container[bytes], length: int, own: Sequence[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """The head of `request` for the engine: all end-to-end headers but ours and those in `without`, and those
+    in `own`, whatever the client says of them.
+    """
     named = _named_by_connection(request.headers, b"connection")
     lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.target)]
     lines += [
@@ -83,6 +87,7 @@ def engine_head(request: Request, *, without: Container[bytes], length: int) -> 
         and name not in without
         and name not in named
     ]
+    lines += [b"%b: %b\r\n" % header for header in own]
     if length or request.method in _WITH_BODY:
         lines.append(b"content-length: %d\r\n" % length)
     lines.append(b"\r\n")

@@ -21,6 +21,9 @@ from prometheus_client.registry import Collector
 from fairserve.core.calls import Outcome, RefusalReason, ThrottlingMode, Usage
 
 MAX_TENANTS = 1000
+#: Paths of an engine that are a label, and characters of each.
+MAX_UNKNOWN_PATHS = 20
+_MAX_PATH = 200
 OTHER = "other"
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,7 +94,7 @@ class Gauges:
     saturation: float
     engine_up: bool
     signal_age_s: float | None
-    unscheduled_paths: tuple[str, ...] = ()
+    unknown_paths: tuple[str, ...] = ()
     realtime_sessions: int = 0
 
 
@@ -212,14 +215,14 @@ def _gauge_families(gauges: Gauges) -> Iterator[Metric]:
         )
         pool.add_metric(list(gauges.pool), 1)
         yield pool
-    unscheduled = GaugeMetricFamily(
-        "fairserve_unscheduled_paths",
-        "1 for each path of the engine that may spend tokens and passes unscheduled.",
+    unknown = GaugeMetricFamily(
+        "fairserve_unknown_paths",
+        "1 for each path of the engine that is not known here, whose calls are scheduled all the same.",
         labels=["path"],
     )
-    for path in gauges.unscheduled_paths:
-        unscheduled.add_metric([path], 1)
-    yield unscheduled
+    for path in gauges.unknown_paths[:MAX_UNKNOWN_PATHS]:
+        unknown.add_metric([path[:_MAX_PATH]], 1)
+    yield unknown
     values: list[tuple[str, str, float | None]] = [
         ("fairserve_config_generation", "Generation of the configuration that runs.", gauges.generation),
         ("fairserve_oit_armed", "1 while interaction limits refuse.", gauges.armed),

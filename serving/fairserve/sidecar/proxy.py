@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fairserve.core.calls import Call, Outcome, Usage
-from fairserve.engine.endpoints import Endpoint, path_of, scheduled
+from fairserve.engine.endpoints import UNKNOWN, Endpoint, path_of, scheduled
 from fairserve.engine.requests import EngineRequest, with_priority
 from fairserve.sidecar.accounting import Pace
 from fairserve.sidecar.calllog import CallLog
@@ -55,6 +55,10 @@ _BACKGROUND = Problem(
 )
 
 
+#: Another Python could read it, and the engine might then do what was not seen here.
+_TOO_DEEP = Problem(400, "body_too_deep", "The body is nested too deeply to be read.")
+
+
 class Proxy:
     """Decides what happens to each request. The server's handler."""
 
@@ -66,6 +70,7 @@ class Proxy:
         engine: Address,
         limits: Limits,
         metrics: Metrics,
+        is_unknown: Callable[[str], bool],
         call_log: CallLog | None,
         observers: tuple[CallObserver, ...],
         rng: random.Random,
@@ -75,6 +80,7 @@ class Proxy:
         self.dispatcher = dispatcher
         self.pool = pool
         self.metrics = metrics
+        self._is_unknown = is_unknown
         self.call_log = call_log  #: is told of calls that are denied; None: it is off
         self._observers = observers  #: are told of calls that were scheduled
         self.rng = rng
@@ -101,6 +107,8 @@ class Proxy:
         if self.draining:
             request.keep_alive = False
         endpoint = scheduled(request.method, request.target)
+        if endpoint is None and request.method == b"POST" and self._is_unknown(path_of(request.target)):
+            endpoint = UNKNOWN
         if endpoint is not None:
             return self._schedule(connection, request, endpoint)
         forwarding: Forwarding
@@ -132,11 +140,14 @@ class Proxy:
             body = with_priority(body, place)
         without = self._withheld(connection, request) - {PRIORITY_HEADER}
         headers = [header for header in request.headers if header[0] != PRIORITY_HEADER]
-        headers.append((PRIORITY_HEADER, b"%d" % place))
-        return engine_head(replace(request, headers=headers), without=without, length=len(body)) + body
+        placed = replace(request, headers=headers)
+        own = [(PRIORITY_HEADER, b"%d" % place)]
+        return engine_head(placed, without=without, length=len(body), own=own) + body
 
-    def unavailable(self, request: Request, reason: Unavailable = Unavailable.ENGINE_UNAVAILABLE) -> bytes:
-        """A 503 of our own."""
+    def unavailable(self, request: Request, reason: Unavailable | None = None) -> bytes:
+        """A 503 of our own: by default for want of an engine, or because this pod stops."""
+        if reason is None:
+            reason = Unavailable.SHUTTING_DOWN if self.draining else Unavailable.ENGINE_UNAVAILABLE
         return unavailable_response(request, reason, self.rng, reuse=request.keep_alive)
 
     def _open_session(self, connection: Connection, request: Request) -> Work | None:
@@ -218,6 +229,8 @@ class Proxy:
         caller = table.identify(claim, named, asked, trusted=trusted)
         if asked.background and not isinstance(caller, Problem):
             caller = _BACKGROUND
+        if asked.too_deep:
+            caller = _TOO_DEEP
         if isinstance(caller, Problem):
             self._deny(connection, request, caller)
             return None

@@ -82,6 +82,10 @@ class RealtimeSession:
         """End the engine's side; what the client sent last still goes out."""
         self._end(Outcome.COMPLETED if self._client is not None else Outcome.CANCELLED)
 
+    def cut_short(self) -> None:
+        """End the engine's side; there are no words for it here."""
+        self.client_left()
+
     def client_slow(self) -> None:
         """Read no more from the engine."""
         if self._engine is not None and not self._engine.is_closing():

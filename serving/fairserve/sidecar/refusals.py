@@ -78,6 +78,9 @@ def unavailable_response(request: Request, reason: Unavailable, rng: random.Rand
 
 #: The engine failed over a call that it was given, by closing the connection or by its silence.
 ENGINE_BROKEN = Problem(502, "engine_broken", "The model server closed the connection.")
+#: A fault of ours.
+INTERNAL = Problem(500, "internal_error", "The request could not be handled.")
+STOPPING = Problem(503, "shutting_down", "This pod of the model server is shutting down.")
 ENGINE_SILENT = Problem(504, "engine_silent", "The model server stopped answering.")
 
 

@@ -16,7 +16,7 @@ from fairserve.sidecar.accounting import engine_answer
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.messages import Request, ResponseHead
 from fairserve.sidecar.observers import CallObserver, CallTimes, EndedCall
-from fairserve.sidecar.refusals import Problem, refusal_response, refusal_status
+from fairserve.sidecar.refusals import INTERNAL, Problem, problem_response, refusal_response, refusal_status
 from fairserve.sidecar.retries import MOST_TRIES, WithheldAnswer, pause_s
 from fairserve.sidecar.server import Connection
 from fairserve.sidecar.stream_errors import error_events
@@ -78,6 +78,15 @@ class ScheduledCall(Forwarding):
     def refused(self, refusal: Refusal) -> None:
         """It may not even wait."""
         self.evicted(refusal)
+
+    def could_not_go(self) -> None:
+        """Something of ours failed while it was sent: nothing was computed."""
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+        self.settle(Usage(0, 0), Outcome.FAILED)
+        self.connection.write(problem_response(self.request, INTERNAL, reuse=False))
+        self.connection.finished(reuse=False)
 
     def evicted(self, refusal: Refusal) -> None:
         """Answer with the refusal."""
@@ -171,6 +180,8 @@ class ScheduledCall(Forwarding):
         events = self._events
         if events is None:
             return None
+        if events.done:
+            return b""
         return events.cut() + error_events(self._endpoint.events, problem, events.events)
 
     def _wait_again(self) -> None:
@@ -215,11 +226,22 @@ class ScheduledCall(Forwarding):
         else:
             self.settle(self._computed(), Outcome.CANCELLED)
 
+    def cut_short(self) -> None:
+        """The pod stops: a call that still waits may go elsewhere."""
+        if self._dispatched_at is None:
+            self._proxy.dispatcher.cancel(self)
+            self.connection.write(self._proxy.unavailable(self.request))
+            self.connection.finished(reuse=False)
+        else:
+            super().cut_short()
+
     def settle(self, usage: Usage, outcome: Outcome) -> None:
         """What the engine computed is known."""
         self._proxy.dispatcher.finish(self, usage, outcome)
 
     def _computed(self) -> Usage:
+        if self._judged and not self._begun:
+            return Usage(0, 0)  # It was turned away, as far as has been seen.
         counted = self.output_so_far(self._proxy.clock())
         if self._events is None:
             return Usage(self.call.input_tokens, counted)
@@ -253,6 +275,7 @@ _FAILED = {
     Failure.UNREACHABLE: (503, "engine_unavailable"),
     Failure.BROKEN: (502, "engine_broken"),
     Failure.SILENT: (504, "engine_silent"),
+    Failure.STOPPED: (503, "shutting_down"),
 }
 
 
@@ -313,6 +336,14 @@ class ObservedCall(ScheduledCall):
         super().engine_gone()
         self._status, self._reason = _FAILED[Failure.UNREACHABLE]
         self._note(Usage(0, 0), Outcome.EVICTED)
+
+    def cut_short(self) -> None:
+        """Note that it waited for nothing."""
+        waited = self._dispatched_at is None
+        super().cut_short()
+        if waited:
+            self._status, self._reason = _FAILED[Failure.STOPPED]
+            self._note(Usage(0, 0), Outcome.CANCELLED)
 
     def left(self) -> None:
         """Note that it waited for nothing."""

@@ -9,6 +9,7 @@ the answer to the connection.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,9 @@ import httptools
 
 from fairserve.sidecar.messages import Headers, Request
 from fairserve.sidecar.options import Address, Limits
-from fairserve.sidecar.refusals import Problem, problem_response
+from fairserve.sidecar.refusals import INTERNAL, Problem, problem_response
+
+_LOG = logging.getLogger(__name__)
 
 #: How long what a refused client still sends is read and thrown away.
 _LINGER_S = 2.0
@@ -32,6 +35,9 @@ class Work(Protocol):
 
     def client_left(self) -> None:
         """The client is gone; nothing may be written any more."""
+
+    def cut_short(self) -> None:
+        """The server stops: end the answer now, and say so where that is possible."""
 
     def client_slow(self) -> None:
         """Unsent bytes pile up; send no more until `client_ready`."""
@@ -281,11 +287,11 @@ class Connection:
     # -- for the server -----------------------------------------------------------------------------
 
     def cut(self) -> None:
-        """Break the connection under whoever works for it."""
-        work = self._work
-        self.abort()
-        if work is not None:
-            work.client_left()
+        """End what goes on here, and close."""
+        if self._work is not None:
+            self._work.cut_short()
+        if not self._closing:
+            self._close(linger=False)
 
     def timed_out(self) -> None:
         """The deadline has passed: what that means depends on what was waited for."""
@@ -358,7 +364,13 @@ class Connection:
             return
         self._busy = True
         self.deadline = None
-        work = self._server.handler.handle(self, request)
+        try:
+            work = self._server.handler.handle(self, request)
+        except Exception:  # noqa: BLE001 - one request that can't be handled is no reason to drop others
+            _LOG.exception("a request could not be handled")
+            self.write(problem_response(request, INTERNAL, reuse=False))
+            self._close(linger=True)
+            return
         if self._busy:
             self._work = work
 
@@ -461,13 +473,19 @@ class Server:
         for connection in tuple(self.connections):
             connection.close_if_idle()
 
+    def cut(self) -> None:
+        """End every answer now."""
+        self.stop_accepting()
+        for connection in tuple(self.connections):
+            connection.cut()
+
     def abort(self) -> None:
         """Break every connection."""
         self.stop_accepting()
         if self._sweeper is not None:
             self._sweeper.cancel()
         for connection in tuple(self.connections):
-            connection.cut()
+            connection.abort()
 
     def forget(self, connection: Connection) -> None:
         """A connection is closed."""

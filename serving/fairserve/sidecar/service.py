@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -39,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 #: How often overload is evaluated and running calls are charged for their progress.
 _TICK_S = 0.25
 _SECOND_S = 1.0
+#: What a call that is cut short is told may take so long to leave.
+_LAST_WORDS_S = 1.0
 
 
 class Sidecar:
@@ -77,6 +80,7 @@ class Sidecar:
             engine=options.engine,
             limits=options.limits,
             metrics=self.metrics,
+            is_unknown=self.watch.is_unknown,
             call_log=self._call_log,
             observers=tuple(observer for observer in (self._call_log, self._spans) if observer is not None),
             rng=rng,
@@ -120,6 +124,11 @@ class Sidecar:
         except TimeoutError:
             if self._server.connections:
                 _LOG.warning("%d connections are cut after %g s", len(self._server.connections), grace_s)
+        self.dispatcher.hold()  # what is cut makes room for nobody
+        self._server.cut()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self._server.emptied()
         self._server.abort()
         for task in self._tasks:
             task.cancel()
@@ -289,7 +298,7 @@ class Sidecar:
             saturation=self.watch.saturation(now),
             engine_up=self.watch.problem is None,
             signal_age_s=self.watch.age_s(now),
-            unscheduled_paths=self.watch.unscheduled_paths,
+            unknown_paths=self.watch.unknown_paths,
             realtime_sessions=len(self.proxy.sessions),
         )
 

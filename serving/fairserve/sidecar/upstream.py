@@ -33,6 +33,7 @@ class Failure(Enum):
     UNREACHABLE = auto()  #: no connection; nothing was sent
     BROKEN = auto()  #: the engine closed or spoke nonsense after the request was sent
     SILENT = auto()  #: the engine said nothing for too long after the request was sent
+    STOPPED = auto()  #: this pod stops, and could not wait any longer
 
 
 class Receiver(Protocol):
@@ -172,6 +173,10 @@ class UpstreamConnection:
         if exchange.receiver is not None:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             exchange.receiver.received(head, body, ended=ended)
+
+    def eof_received(self) -> bool:
+        """The engine has closed its side, which ends the connection."""
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The engine has closed: the end of an answer without framing, else a failure."""

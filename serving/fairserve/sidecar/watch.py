@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 
 from fairserve.core.window import EngineSample
-from fairserve.engine.endpoints import unknown_paths
+from fairserve.engine.endpoints import matching, unknown_paths
 from fairserve.engine.metrics import read_sample
 from fairserve.overload.saturation import saturation
 from fairserve.sidecar.dispatch import Dispatcher
@@ -53,13 +54,18 @@ class EngineWatch:
         self._unanswered = 0  #: questions for its health in a row
         self._questions = _DESCRIPTION_TRIES  #: how often it may still be asked for its paths
         self.sample: EngineSample | None = None
-        #: The engine's POST paths that may spend tokens unscheduled.
-        self.unscheduled_paths: tuple[str, ...] = ()
+        #: The engine's POST paths that nobody here knows.
+        self.unknown_paths: tuple[str, ...] = ()
+        self._unknown: re.Pattern[str] | None = None
 
     @property
     def problem(self) -> str | None:
         """Why the engine can't serve; None while it can."""
         return self._problem
+
+    def is_unknown(self, path: str) -> bool:
+        """Whether the engine has a POST path there that nobody here knows."""
+        return self._unknown is not None and self._unknown.fullmatch(path) is not None
 
     def age_s(self, now: float) -> float | None:
         """Age of the last sample; None if there has been none."""
@@ -117,7 +123,7 @@ class EngineWatch:
             await self._compare_paths()
 
     async def _compare_paths(self) -> None:
-        """Name what passes unscheduled, once for each set of paths."""
+        """Name what is not known, once for each set of paths."""
         self._questions -= 1
         answer = await fetch(self._pool, b"/openapi.json", self.timeout_s)
         if not isinstance(answer, tuple):
@@ -125,14 +131,15 @@ class EngineWatch:
         self._questions = 0
         paths = unknown_paths(answer[1]) if answer[0] == 200 else None
         if paths is None:
-            _LOG.info("the engine does not describe its paths: none can be named that pass unscheduled")
-        elif paths and paths != self.unscheduled_paths:
+            _LOG.info("the engine does not describe its paths: those that nobody here knows pass unscheduled")
+        elif paths and paths != self.unknown_paths:
             _LOG.warning(
-                "these paths of the engine are not known here and pass unscheduled, though they may spend"
-                " tokens: %s",
+                "these paths of the engine are not known here: their calls are scheduled, and cost what their"
+                " answers tell or their length says: %s",
                 ", ".join(paths),
             )
-        self.unscheduled_paths = paths or ()
+        self.unknown_paths = paths or ()
+        self._unknown = matching(self.unknown_paths)
 
     def _note(self, problem: str | None) -> None:
         if problem != self._problem:

@@ -139,3 +139,17 @@ def test_an_idle_engine_that_refuses_is_asked_for_one_call_at_a_time():
     assert window.size == 1
     assert window.admits(0, 0)
     assert not window.admits(1, 0)
+
+
+def test_an_overestimated_call_does_not_stop_all_others():
+    """Its body says 50,000 tokens, and the pool that would hold 16,000 is nearly empty."""
+    window = DispatchWindow(initial=8)
+    window.observe(sample(1, kv_tokens=16_000), 1)
+    assert not window.admits(1, 50_000), "half the pool is in use, it may be as big as it says"
+    nearly_empty = EngineSample(running=1, waiting=0, kv_use=0.01, kv_tokens=16_000)
+    window.observe(nearly_empty, 1)
+    assert window.admits(1, 50_000)
+    assert not window.admits(2, 50_100), "one more for each look at the pool"
+    window.observe(nearly_empty, 2)
+    assert window.admits(2, 50_100)
+    assert not window.admits(8, 50_100), "the window holds all the same"

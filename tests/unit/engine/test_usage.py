@@ -64,9 +64,21 @@ def test_pieces_change_nothing(sizes, strips, crlf):
     assert stream.events == (3 if strips else 4)
 
 
-def test_stream_that_is_not_stripped_leaves_at_once():
+@pytest.mark.parametrize("strips", [True, False])
+def test_whole_events_leave_at_once_and_a_part_waits_for_its_rest(strips):
+    stream = EventStream(strips=strips)
+    assert stream.feed(TOKENS + b"data: {") == TOKENS
+    assert stream.feed(b"}\n\n") == b"data: {}\n\n"
+
+
+def test_stream_that_has_said_that_it_is_over_is():
     stream = EventStream(strips=False)
-    assert stream.feed(b"data: {") == b"data: {"
+    stream.feed(TOKENS)
+    assert not stream.done
+    stream.feed(DONE[:9])
+    assert not stream.done
+    stream.feed(DONE[9:])
+    assert stream.done
 
 
 def test_complete_events_leave_at_once_and_only_the_last_is_held():

@@ -18,9 +18,10 @@ from pydantic import ValidationError
 
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
+from fairserve.difference import diff
 from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.claims import Claim
-from fairserve.sidecar.configuration import DocumentError, read_document
+from fairserve.sidecar.configuration import DocumentError, read_difference, read_document
 from fairserve.sidecar.identity import IdentityTable, Memory
 from fairserve.sidecar.refusals import Problem
 from fairserve.sidecar.tokens import MAX_TOKEN_BYTES, VerifiedTokens
@@ -435,3 +436,13 @@ def test_a_connection_remembers_no_token_which_has_an_end():
     memory, pairs = Memory(identities, "10.0.0.9"), [(b"authorization", b"Bearer " + token().encode())]
     assert identities.authenticate(pairs, dict(pairs), memory, trusted=False).tenant == "a"
     assert memory.claim is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_key_that_is_none_is_refused_whole_or_as_a_difference(whole):
+    running = read_document(SchedulerConfig.model_validate(fields()).to_bytes())
+    unusable = issuer(keys=[{"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "k"}])
+    wanted = SchedulerConfig.model_validate(fields(unusable, generation=running.generation + 1))
+    data = wanted.to_bytes() if whole else diff(running.document, wanted).to_bytes()
+    with pytest.raises(DocumentError):
+        _ = read_document(data) if whole else read_difference(data, running)
