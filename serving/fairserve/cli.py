@@ -238,7 +238,9 @@ def sidecar(
     ] = 0.25,
     grace_s: Annotated[
         float,
-        typer.Option(help="Seconds that running calls may go on after SIGTERM; then they are cut.", min=0.0),
+        typer.Option(
+            help="Seconds that running calls may go on after SIGTERM; then they end with an error.", min=0.0
+        ),
     ] = 30.0,
     max_window: Annotated[int, typer.Option(help="Calls that the engine ever holds at once.", min=1)] = 256,
     engine_wait_s: Annotated[
