@@ -239,6 +239,16 @@ async def answer_at_once(seen: Seen, reply: Reply) -> None:
     await reply.end()
 
 
+def answers_after(go_on: asyncio.Event) -> Behaviour:
+    """The same, but not before the event."""
+
+    async def wait(seen: Seen, reply: Reply) -> None:
+        await go_on.wait()
+        await answer_at_once(seen, reply)
+
+    return wait
+
+
 async def respond_at_once(seen: Seen, reply: Reply) -> None:
     """OpenAI's Responses."""
     count = seen.fields.get("max_output_tokens") or 3

@@ -12,7 +12,7 @@ import pytest
 from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.options import Address, OptionError, SidecarOptions
 from fairserve.sidecar.service import Sidecar
-from tests.fakes.engine import Reply, Seen, answer_at_once, token_event
+from tests.fakes.engine import Reply, Seen, answers_after, token_event
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
@@ -103,16 +103,12 @@ async def test_users_of_one_name_in_two_tenants_are_not_one(sidecar, log):
 async def test_calls_that_were_not_served_say_why(engine, sidecar, log):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
     await ask(sidecar.data_address, "nobody's key", {})
     word = json.dumps({"armed": True, "lease_s": 60}).encode()
     assert (await control(sidecar, "PUT", "/overload", word)).status == 200
     for _ in range(2):
         await ask(sidecar.data_address, KEY_B, {})
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     running = asyncio.create_task(ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="other"))
     await eventually(lambda: sidecar.scheduler.running == 1, "one runs")
     late = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))

@@ -7,7 +7,16 @@ import json
 
 import pytest
 
-from tests.fakes.engine import DONE, FakeEngine, Reply, Seen, answer_at_once, token_event, usage_event
+from tests.fakes.engine import (
+    DONE,
+    FakeEngine,
+    Reply,
+    Seen,
+    answer_at_once,
+    answers_after,
+    token_event,
+    usage_event,
+)
 from tests.integration.sidecars import (
     CHAT,
     KEY_A,
@@ -199,11 +208,7 @@ async def test_client_that_leaves_is_cancelled_in_the_engine_and_pays(engine, si
 async def test_client_that_leaves_the_queue_is_never_computed(tmp_path, engine):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
         first = asyncio.create_task(ask(sidecar.data_address, KEY_A, {"n": 1}))
         await eventually(lambda: sidecar.scheduler.running == 1, "the first call runs")
@@ -324,11 +329,7 @@ async def test_metrics_are_the_engines_and_ours(engine, sidecar):
 async def test_window_follows_the_engine(tmp_path, engine):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     async with running_sidecar(tmp_path, engine, document(), max_window=32) as sidecar:
         calls = [asyncio.create_task(ask(sidecar.data_address, KEY_A, {})) for _ in range(20)]
         await eventually(lambda: len(engine.completions) == 20, "the window opens while nothing waits inside")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from fairserve.sidecar.options import Limits
-from tests.fakes.engine import DONE, Reply, Seen, answer_at_once, token_event
+from tests.fakes.engine import DONE, Reply, Seen, answers_after, token_event
 from tests.integration.sidecars import (
     CHAT,
     KEY_A,
@@ -120,11 +120,7 @@ async def test_who_leaves_the_queue_makes_room_in_it(tmp_path, engine):
     """
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     large = {"messages": [], "user": "x" * 50_000}
     tenants = [{"name": "a"}, {"name": "b", "max_queued_requests": 1}]
     seconds: list[float] = []

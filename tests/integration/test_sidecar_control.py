@@ -12,7 +12,7 @@ import pytest
 from fairserve.difference import MEDIA_TYPE, Difference, diff
 from fairserve.sidecar.options import Address, SidecarOptions
 from fairserve.sidecar.service import Sidecar
-from tests.fakes.engine import Reply, Seen, answer_at_once, token_event
+from tests.fakes.engine import Reply, Seen, answer_at_once, answers_after, token_event
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
@@ -83,11 +83,7 @@ async def test_bad_boot_file_is_logged_and_waited_over(tmp_path, engine, content
 async def test_newer_configuration_changes_shares_without_dropping_what_waits(tmp_path, engine):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
         calls = [asyncio.create_task(ask(sidecar.data_address, KEY_A, {})) for _ in range(3)]
         await eventually(lambda: sidecar.scheduler.queued == 2, "calls wait")
@@ -284,11 +280,7 @@ async def test_own_saturation_arms_where_that_is_on(tmp_path, engine):
 async def test_full_queue_and_timeout_are_503(tmp_path, engine):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     tenants = [{"name": "a", "max_queued_requests": 1, "max_wait_s": 0.5}, {"name": "b"}]
     async with running_sidecar(tmp_path, engine, document(tenants=tenants), max_window=1) as sidecar:
         first = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
@@ -392,11 +384,7 @@ async def test_a_snapshot_is_read_whole_or_not_at_all(tmp_path, engine, caplog):
 async def test_stop_lets_running_calls_finish(tmp_path, engine):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     async with running_sidecar(tmp_path, engine, document()) as sidecar:
         idle = await Client.connect(sidecar.data_address)
         call = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))

@@ -13,7 +13,17 @@ import pytest
 from fairserve.sidecar.options import Limits
 from fairserve.sidecar.retries import MOST_TRIES
 from fairserve.sidecar.service import Sidecar
-from tests.fakes.engine import DONE, FULL, Reply, Seen, answer_at_once, event, refuses, token_event
+from tests.fakes.engine import (
+    DONE,
+    FULL,
+    Reply,
+    Seen,
+    answer_at_once,
+    answers_after,
+    event,
+    refuses,
+    token_event,
+)
 from tests.integration.sidecars import (
     CHAT,
     KEY_A,
@@ -191,11 +201,7 @@ async def test_stream_of_an_engine_that_falls_silent_ends_with_an_error(tmp_path
 async def test_answer_of_a_living_engine_may_take_its_time(tmp_path, engine):
     go_on = asyncio.Event()
 
-    async def think(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
-    engine.behaviour = think
+    engine.behaviour = answers_after(go_on)
     async with running_sidecar(tmp_path, engine, document(), engine_silence_s=0.01) as sidecar:
         call = asyncio.create_task(ask(sidecar.data_address, KEY_A, {}))
         await eventually(lambda: engine.completions, "the call runs")

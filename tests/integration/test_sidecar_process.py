@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.fakes.engine import FakeEngine, Reply, Seen, answer_at_once
+from tests.fakes.engine import FakeEngine, answers_after
 from tests.integration.sidecars import KEY_A, TOKEN, ask, eventually, process
 from tests.parts.process import Process, free_port
 
@@ -45,13 +45,9 @@ async def test_sigterm_finishes_what_runs_writes_the_snapshot_and_exits_0(tmp_pa
     port, snapshot = free_port(), tmp_path / "snapshot.json"
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
     with process(tmp_path, engine.port, port, "--snapshot", str(snapshot)) as sidecar:
         await until_served(port)
-        engine.behaviour = wait
+        engine.behaviour = answers_after(go_on)
         before = len(engine.completions)
         call = asyncio.create_task(ask(port, KEY_A, {"stream": True, "max_tokens": 4}))
         await eventually(lambda: len(engine.completions) > before, "the call runs")

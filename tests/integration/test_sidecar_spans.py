@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.fakes.collector import FakeCollector, values
-from tests.fakes.engine import FULL, Reply, Seen, answer_at_once, refuses
+from tests.fakes.engine import FULL, answers_after, refuses
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
@@ -99,14 +99,10 @@ async def test_a_callers_word_on_sampling_counts(sidecar, collector):
 async def test_each_end_of_a_wait_is_told_to_spans_and_call_log(tmp_path, engine, sidecar, collector):
     go_on = asyncio.Event()
 
-    async def wait(seen: Seen, reply: Reply) -> None:
-        await go_on.wait()
-        await answer_at_once(seen, reply)
-
     await ask(sidecar.data_address, "nobody's key", {})
     word = json.dumps({"armed": True, "lease_s": 60}).encode()
     assert (await control(sidecar, "PUT", "/overload", word)).status == 200
-    engine.behaviour = wait
+    engine.behaviour = answers_after(go_on)
     running = asyncio.create_task(ask(sidecar.data_address, KEY_B, {}))
     await eventually(lambda: sidecar.scheduler.running == 1, "one runs")
     await ask(sidecar.data_address, KEY_B, {})
