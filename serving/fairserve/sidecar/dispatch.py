@@ -19,6 +19,7 @@ from fairserve.core.calls import (
     Dispatched,
     Evicted,
     Outcome,
+    Queued,
     Refusal,
     Refused,
     Settled,
@@ -94,16 +95,10 @@ class Dispatcher:
         call = waiter.call
         now = self._clock()
         started = time.perf_counter()
-        decision = self.scheduler.enqueue(call, now)
-        counts = self._metrics.calls(call.tenant, call.application)
-        if isinstance(decision, Refused):
+        decision = self._enqueue(call, now)
+        if isinstance(decision, Refusal):
             self._metrics.decision.observe(time.perf_counter() - started)
-            self._metrics.wasted_tokens += decision.wasted_tokens
-            counts.ended(Outcome.REFUSED)
-            counts.refused(decision.refusal.reason, ThrottlingMode.ENFORCE)
-            return decision.refusal
-        if decision.would_refuse is not None:
-            counts.refused(decision.would_refuse.reason, ThrottlingMode.SHADOW)
+            return decision
         self._waiting[call.call_id] = waiter
         self._evict(decision.evicted)
         self._pump(now)
@@ -115,15 +110,9 @@ class Dispatcher:
         queue bounds hold as for a call.
         """
         now = self._clock()
-        decision = self.scheduler.enqueue(call, now)
-        counts = self._metrics.calls(call.tenant, call.application)
-        if isinstance(decision, Refused):
-            self._metrics.wasted_tokens += decision.wasted_tokens
-            counts.ended(Outcome.REFUSED)
-            counts.refused(decision.refusal.reason, ThrottlingMode.ENFORCE)
-            return decision.refusal
-        if decision.would_refuse is not None:
-            counts.refused(decision.would_refuse.reason, ThrottlingMode.SHADOW)
+        decision = self._enqueue(call, now)
+        if isinstance(decision, Refusal):
+            return decision
         self.scheduler.cancel(call.call_id, now)
         self._evict(decision.evicted)
         return None
@@ -217,6 +206,19 @@ class Dispatcher:
         self._evict(evicted, engine_gone=gone)
         for waiter in tuple(self._running.values()):
             waiter.notice_silence(now, self._engine_silence_s, engine_answers=held_since is None)
+
+    def _enqueue(self, call: Call, now: float) -> Queued | Refusal:
+        """Ask the scheduler, and count what it refuses or would have."""
+        decision = self.scheduler.enqueue(call, now)
+        counts = self._metrics.calls(call.tenant, call.application)
+        if isinstance(decision, Refused):
+            self._metrics.wasted_tokens += decision.wasted_tokens
+            counts.ended(Outcome.REFUSED)
+            counts.refused(decision.refusal.reason, ThrottlingMode.ENFORCE)
+            return decision.refusal
+        if decision.would_refuse is not None:
+            counts.refused(decision.would_refuse.reason, ThrottlingMode.SHADOW)
+        return decision
 
     def _go_on(self) -> None:
         self._stopped = self._held_since is not None or self._paused_until is not None

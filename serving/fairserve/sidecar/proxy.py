@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from fairserve.core.calls import Call, Outcome, Usage
+from fairserve.core.calls import Call, Outcome, Refusal, Usage
 from fairserve.engine.endpoints import UNKNOWN, Endpoint, path_of, scheduled
 from fairserve.engine.requests import EngineRequest, with_priority
 from fairserve.sidecar.accounting import Pace
 from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.chains import ResponseChains
+from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable, Memory
@@ -150,7 +151,20 @@ class Proxy:
             reason = Unavailable.SHUTTING_DOWN if self.draining else Unavailable.ENGINE_UNAVAILABLE
         return unavailable_response(request, reason, self.rng, reuse=request.keep_alive)
 
-    def _open_session(self, connection: Connection, request: Request) -> Work | None:
+    def answer_refusal(self, connection: Connection, request: Request, call: Call, refusal: Refusal) -> None:
+        """Write the whole answer to a call that is refused or evicted."""
+        reuse = request.keep_alive
+        connection.write(
+            refusal_response(request, refusal, call.tenant, call.application, self.rng, reuse=reuse)
+        )
+        connection.finished(reuse=reuse)
+
+    def _authenticated(
+        self, connection: Connection, request: Request
+    ) -> tuple[IdentityTable, dict[bytes, bytes], Claim, bool] | None:
+        """The table in force, the headers by name, whose the request is, and whether its hop is trusted; None
+        if it has been turned away.
+        """
         table = self.table
         if table is None or self.draining:
             self._turn_away(connection, request, table)
@@ -161,6 +175,13 @@ class Proxy:
         if isinstance(claim, Problem):
             self._deny(connection, request, claim)
             return None
+        return table, named, claim, trusted
+
+    def _open_session(self, connection: Connection, request: Request) -> Work | None:
+        known = self._authenticated(connection, request)
+        if known is None:
+            return None
+        table, named, claim, trusted = known
         caller = table.identify(claim, named, EngineRequest(b""), trusted=trusted)
         if isinstance(caller, Problem):
             self._deny(connection, request, caller)
@@ -176,11 +197,7 @@ class Proxy:
         )
         refusal = self.dispatcher.admit(call)
         if refusal is not None:
-            answer = refusal_response(
-                request, refusal, call.tenant, call.application, self.rng, reuse=request.keep_alive
-            )
-            connection.write(answer)
-            connection.finished(reuse=request.keep_alive)
+            self.answer_refusal(connection, request, call, refusal)
             return None
         session = RealtimeSession(connection, request, call, self._limits, self._session_events)
         self.sessions.add(session)
@@ -215,16 +232,10 @@ class Proxy:
         connection.finished(reuse=request.keep_alive)
 
     def _schedule(self, connection: Connection, request: Request, endpoint: Endpoint) -> Work | None:
-        table = self.table
-        if table is None or self.draining:
-            self._turn_away(connection, request, table)
+        known = self._authenticated(connection, request)
+        if known is None:
             return None
-        trusted = self._trusts(connection, request, table)
-        named = dict(request.headers)
-        claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
-        if isinstance(claim, Problem):
-            self._deny(connection, request, claim)
-            return None
+        table, named, claim, trusted = known
         asked = endpoint.read(request.body, request.headers, trusted=trusted, cache_salt=claim.cache_salt)
         caller = table.identify(claim, named, asked, trusted=trusted)
         if asked.background and not isinstance(caller, Problem):

@@ -19,6 +19,7 @@ from fairserve.core.calls import Call, Outcome
 from fairserve.sidecar.messages import Headers, Request, ResponseHead, client_head, switched_head
 from fairserve.sidecar.options import Address, Limits
 from fairserve.sidecar.server import Connection
+from fairserve.sidecar.upstream import connect
 
 #: The engine's door.
 REALTIME = "/v1/realtime"
@@ -29,7 +30,6 @@ EXTENSIONS = b"sec-websocket-extensions"
 BYTES_PER_TOKEN = 3_400
 #: How many tokens are charged at once.
 _CHARGED_TOKENS = 16
-_RETRY_S = 0.05
 _HANDSHAKE_TIMEOUT_S = 30.0
 #: How long what was sent may take to leave after the other side has gone.
 _LINGER_S = 5.0
@@ -152,19 +152,13 @@ class RealtimeSession:
     # -- inside -------------------------------------------------------------------------------------
 
     async def _open(self, engine: Address, handshake: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.connect_timeout_s
         side = _EngineSide(self, self._limits.max_buffered_bytes)
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    transport, _ = await loop.create_connection(lambda: side, engine.host, engine.port)
-                break
-            except (OSError, TimeoutError):
-                if loop.time() + _RETRY_S >= deadline:
-                    self._fail(self._events.unavailable(self._request))
-                    return
-            await asyncio.sleep(_RETRY_S)
+        clock = asyncio.get_running_loop().time
+        connected = await connect(lambda: side, engine, self._limits.connect_timeout_s, clock)
+        if connected is None:
+            self._fail(self._events.unavailable(self._request))
+            return
+        transport = connected[0]
         self._engine = transport
         transport.write(handshake)
         await asyncio.sleep(_HANDSHAKE_TIMEOUT_S)

@@ -16,7 +16,7 @@ from fairserve.sidecar.accounting import engine_answer
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.messages import Request, ResponseHead
 from fairserve.sidecar.observers import CallObserver, CallTimes, EndedCall
-from fairserve.sidecar.refusals import INTERNAL, Problem, problem_response, refusal_response, refusal_status
+from fairserve.sidecar.refusals import INTERNAL, Problem, problem_response, refusal_status
 from fairserve.sidecar.retries import MOST_TRIES, WithheldAnswer, pause_s
 from fairserve.sidecar.server import Connection
 from fairserve.sidecar.stream_errors import error_events
@@ -90,13 +90,7 @@ class ScheduledCall(Forwarding):
 
     def evicted(self, refusal: Refusal) -> None:
         """Answer with the refusal."""
-        call, reuse = self.call, self.request.keep_alive
-        self.connection.write(
-            refusal_response(
-                self.request, refusal, call.tenant, call.application, self._proxy.rng, reuse=reuse
-            )
-        )
-        self.connection.finished(reuse=reuse)
+        self._proxy.answer_refusal(self.connection, self.request, self.call, refusal)
 
     def engine_gone(self) -> None:
         """Answer that there is no engine."""

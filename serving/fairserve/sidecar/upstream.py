@@ -329,12 +329,9 @@ class UpstreamPool:
         return UpstreamConnection(self)
 
     async def _open(self, exchange: Exchange) -> None:
-        deadline = self._clock() + self._connect_timeout_s
-        connection = await self._connected(deadline)
-        while connection is None and self._clock() + _RETRY_S < deadline:
-            await asyncio.sleep(_RETRY_S)
-            connection = await self._connected(deadline)
+        connected = await connect(self._protocol, self._engine, self._connect_timeout_s, self._clock)
         exchange.opening = None
+        connection = None if connected is None else cast("UpstreamConnection", connected[1])
         if connection is not None and connection.usable and exchange.receiver is not None:
             connection.start(exchange)
             return
@@ -343,16 +340,26 @@ class UpstreamPool:
         if exchange.receiver is not None:
             exchange.receiver.failed(Failure.UNREACHABLE)
 
-    async def _connected(self, deadline: float) -> UpstreamConnection | None:
-        """A new connection; None if there is none now. Nothing is awaited in the handler: a compiled
-        coroutine would leave its exception behind for others to see.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(max(deadline - self._clock(), 0.0)):
-                _, connection = await loop.create_connection(
-                    self._protocol, self._engine.host, self._engine.port
-                )
-        except (OSError, TimeoutError):
-            return None
-        return cast("UpstreamConnection", connection)
+
+async def connect(
+    protocol: Callable[[], Any], engine: Address, timeout_s: float, clock: Callable[[], float]
+) -> tuple[asyncio.Transport, Any] | None:
+    """A connection to the engine, tried for again and again until `timeout_s` seconds are over; None then."""
+    deadline = clock() + timeout_s
+    connected = await _try_to_connect(protocol, engine, deadline - clock())
+    while connected is None and clock() + _RETRY_S < deadline:
+        await asyncio.sleep(_RETRY_S)
+        connected = await _try_to_connect(protocol, engine, deadline - clock())
+    return connected
+
+
+async def _try_to_connect(
+    protocol: Callable[[], Any], engine: Address, timeout_s: float
+) -> tuple[asyncio.Transport, Any] | None:
+    """Nothing is awaited in the handler: a compiled coroutine would leave its exception behind for others."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(max(timeout_s, 0.0)):
+            return await loop.create_connection(protocol, engine.host, engine.port)
+    except (OSError, TimeoutError):
+        return None
