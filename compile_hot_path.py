@@ -17,7 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 CORE = Path("fairserve", "core")
 #: A compiled class can't inherit from an exception; the package itself only names what others define.
-PLAIN = {"__init__.py", "calls.py", "errors.py"}
+PLAIN = {"__init__.py", "errors.py"}
 #: Of the data path, what each call or each chunk of a stream passes.
 DATA_PATH = {
     "engine": ("admission", "endpoints", "requests", "usage"),

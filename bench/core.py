@@ -215,7 +215,7 @@ def memory_of_flows(users: int, *, calls: int) -> float:
     for n in range(users * calls):
         load.flows[0] = (f"tenant-{n // calls % 1_000}", f"user-{n // calls}")
         for call in load.calls(1):
-            spread = call._replace(application=load.names[n % len(load.names)]) if calls > 1 else call
+            spread = replace(call, application=load.names[n % len(load.names)]) if calls > 1 else call
             load.scheduler.enqueue(spread, load.now)
             load.scheduler.dispatch(load.now)
             load.scheduler.finish(call.call_id, Usage(100, 50), Outcome.COMPLETED, load.now)

@@ -326,7 +326,7 @@ def test_the_machine_would_notice_a_lost_refund():
             predicted = Usage(running.call.input_tokens, running.charged_output)
             settled = self._scheduler.finish(call_id, predicted, outcome, now)
             actual = int(price(usage, running.call.system_tokens, running.tariff) * running.rate)
-            return settled._replace(units=actual)
+            return dataclasses.replace(settled, units=actual)
 
     machine = SchedulerMachine()
     machine.start(Policy.FAIRSERVE, [1.0, 1.0, 1.0])

@@ -1,15 +1,16 @@
 """What goes into the scheduler and what comes out: calls, usage and decisions.
 
-Everything here is an immutable value; the five made for every call are tuples, which are quicker to make
-than frozen dataclasses. Expected results are decisions, not exceptions; the sidecar turns
-them into HTTP and metrics, the simulator into statistics. The enums are the label values of metrics.
+Everything here is a value that nobody changes. The five that are made for every call spell out how: compiled,
+that is quicker than what `dataclass` writes, and than any tuple. Expected results are decisions, not
+exceptions; the sidecar turns them into HTTP and metrics, the simulator into statistics. The enums are the
+label values of metrics.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 #: Units of cost in one typical call. Charges are whole units, so that they add up exactly.
 UNIT: Final = 1_000_000_000
@@ -50,7 +51,8 @@ class Outcome(StrEnum):
     EVICTED = "evicted"  #: left the queue without being dispatched
 
 
-class Call(NamedTuple):
+@dataclass(init=False)
+class Call:
     """One HTTP call to the model, as the scheduler sees it.
 
     `interaction` is what the client claims to continue; whether it does is decided by the tracker.
@@ -63,18 +65,51 @@ class Call(NamedTuple):
     user: str
     application: str
     input_tokens: int
-    system_tokens: int = 0
-    max_output_tokens: int | None = None
-    interaction: str | None = None
-    body_bytes: int = 0
+    system_tokens: int
+    max_output_tokens: int | None
+    interaction: str | None
+    body_bytes: int
+
+    def __init__(
+        self,
+        call_id: int,
+        tenant: str,
+        user: str,
+        application: str,
+        input_tokens: int,
+        system_tokens: int = 0,
+        max_output_tokens: int | None = None,
+        interaction: str | None = None,
+        body_bytes: int = 0,
+    ) -> None:
+        self.call_id = call_id
+        self.tenant = tenant
+        self.user = user
+        self.application = application
+        self.input_tokens = input_tokens
+        self.system_tokens = system_tokens
+        self.max_output_tokens = max_output_tokens
+        self.interaction = interaction
+        self.body_bytes = body_bytes
 
 
-class Usage(NamedTuple):
+@dataclass(init=False)
+class Usage:
     """What the engine computed for a call, in tokens. `input_tokens` includes `cached_tokens`."""
 
     input_tokens: int
     output_tokens: int
-    cached_tokens: int = 0
+    cached_tokens: int
+
+    def __init__(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        cached_tokens: int = 0,
+    ) -> None:
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cached_tokens = cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +135,8 @@ class Allowance:
     reset_s: float  #: seconds until one more interaction is admitted or a used one is given back; 0 if unused
 
 
-class Queued(NamedTuple):
+@dataclass(init=False)
+class Queued:
     """The call waits. `would_refuse` is set in Shadow mode, where it would have been refused.
 
     `begins_interaction` is the server's word: a call that claims to continue what is not open begins.
@@ -109,8 +145,20 @@ class Queued(NamedTuple):
 
     call_id: int
     begins_interaction: bool
-    would_refuse: Refusal | None = None
-    evicted: tuple[Evicted, ...] = ()
+    would_refuse: Refusal | None
+    evicted: tuple[Evicted, ...]
+
+    def __init__(
+        self,
+        call_id: int,
+        begins_interaction: bool,
+        would_refuse: Refusal | None = None,
+        evicted: tuple[Evicted, ...] = (),
+    ) -> None:
+        self.call_id = call_id
+        self.begins_interaction = begins_interaction
+        self.would_refuse = would_refuse
+        self.evicted = evicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +179,8 @@ class Evicted:
     wasted_tokens: int = 0
 
 
-class Dispatched(NamedTuple):
+@dataclass(init=False)
+class Dispatched:
     """The call goes to the engine now. `units` is its predicted cost, which is charged already.
 
     `wait_s` is its time in the queue. `priority` is for engines that schedule by priority: smaller goes
@@ -144,13 +193,28 @@ class Dispatched(NamedTuple):
     predicted_output_tokens: int
     priority: int
 
+    def __init__(
+        self,
+        call_id: int,
+        wait_s: float,
+        units: int,
+        predicted_output_tokens: int,
+        priority: int,
+    ) -> None:
+        self.call_id = call_id
+        self.wait_s = wait_s
+        self.units = units
+        self.predicted_output_tokens = predicted_output_tokens
+        self.priority = priority
+
     @property
     def charged(self) -> float:
         """The predicted normalised cost: 1.0 is one typical call."""
         return self.units / UNIT
 
 
-class Settled(NamedTuple):
+@dataclass(init=False)
+class Settled:
     """The call has ended and its charge is final.
 
     `units` is its normalised cost, before division by weights, in whole units of a billionth of a typical
@@ -163,6 +227,22 @@ class Settled(NamedTuple):
     outcome: Outcome
     units: int
     usage: Usage
+
+    def __init__(
+        self,
+        call_id: int,
+        tenant: str,
+        application: str,
+        outcome: Outcome,
+        units: int,
+        usage: Usage,
+    ) -> None:
+        self.call_id = call_id
+        self.tenant = tenant
+        self.application = application
+        self.outcome = outcome
+        self.units = units
+        self.usage = usage
 
     @property
     def service(self) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from fairserve.core.calls import Policy
 
@@ -52,7 +53,7 @@ class Discipline:
 
 
 #: What `scheduler.policy` offers. Throttling is the pool's other choice: OIT works with each of them.
-OFFERED = {
+OFFERED: Final = {
     Policy.FAIRSERVE: Discipline(),
     Policy.VTC: Discipline(continuations_first=False, relative_cost=False),
     Policy.FCFS: Discipline(ordering=Ordering.ARRIVAL, continuations_first=False),

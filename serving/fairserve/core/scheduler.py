@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from fairserve.core import state, throttle
@@ -49,10 +47,6 @@ _FOREVER: Final = math.inf
 _LATE_S: Final = 1.0
 _COMPLETED: Final = Outcome.COMPLETED
 _NOTHING: Final = Usage(0, 0)
-# One decision of each kind is made for every call; this way of making a tuple takes half the time.
-_queued: Final[Callable[[tuple[Any, ...]], Queued]] = partial(tuple.__new__, Queued)
-_dispatched: Final[Callable[[tuple[Any, ...]], Dispatched]] = partial(tuple.__new__, Dispatched)
-_settled: Final[Callable[[tuple[Any, ...]], Settled]] = partial(tuple.__new__, Settled)
 
 
 class Scheduler:
@@ -155,11 +149,12 @@ class Scheduler:
             refusal = throttle.refusal(part, now, users_only=self._limits_always)
             if refusal is not None and self.settings.mode is ThrottlingMode.ENFORCE:
                 return self._refused(call, flow, interaction, refusal, now)
-        evicted: tuple[Evicted, ...] | None = ()
+        evicted: tuple[Evicted, ...] = ()
         if self._is_full(flow, call.body_bytes):
-            evicted = self._make_room(call, part, begins, now)
-            if evicted is None:
+            going = self._make_room(call, part, begins, now)
+            if going is None:
                 return self._refused(call, flow, interaction, _QUEUE_FULL, now)
+            evicted = going
         if limited and refusal is None:
             throttle.admit(part, now)
         if identity is not None:
@@ -171,7 +166,7 @@ class Scheduler:
             self.order.joined(flow)
         if self.overflow.active:
             self.overflow.note(flow, self.settings.queue)
-        return _queued((call.call_id, begins, refusal, evicted))
+        return Queued(call.call_id, begins, refusal, evicted)
 
     def dispatch(self, now: float) -> Dispatched | None:
         """Take the next call out of the queue and charge its predicted cost; None if nothing waits. Raises
@@ -206,7 +201,7 @@ class Scheduler:
         wait_s = now - ticket.arrived
         if wait_s < 0.0:
             wait_s = 0.0
-        return _dispatched((ticket.call_id, wait_s, units, predicted, self.order.priority(ticket)))
+        return Dispatched(ticket.call_id, wait_s, units, predicted, self.order.priority(ticket))
 
     def progress(self, call_id: int, output_tokens: int) -> None:
         """A running call has produced `output_tokens` so far: charge what exceeds its prediction. Raises
@@ -249,7 +244,7 @@ class Scheduler:
             self._left(interaction, now, usage.input_tokens + usage.output_tokens)
         if not flow.waiting and not flow.running:
             self.memory.idles(flow, now)
-        return _settled((call_id, call.tenant, call.application, outcome, ticket.units, usage))
+        return Settled(call_id, call.tenant, call.application, outcome, ticket.units, usage)
 
     def requeue(self, call_id: int, now: float) -> None:
         """The engine turned a dispatched call away before it computed anything: the call waits again, in the

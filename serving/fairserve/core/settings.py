@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
+from typing import Final
 
 from fairserve.core.calls import Policy, ThrottlingMode
 from fairserve.core.errors import SettingsError
 
 #: Names no Kubernetes object can have, so that they never collide with one.
-DEFAULT_TENANT = "_default"
-DEFAULT_APPLICATION = "_default"
+DEFAULT_TENANT: Final = "_default"
+DEFAULT_APPLICATION: Final = "_default"
 
 #: A counter counts billionths of a typical call divided by a weight: within these it rounds nothing away.
 MIN_WEIGHT, MAX_WEIGHT = 1e-6, 1e6
 #: More tokens, requests, bytes or seconds than anyone means.
-MOST = 10**15
+MOST: Final = 10**15
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from fairserve.core.calls import UNIT
 from fairserve.core.errors import SnapshotError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fairserve.core.scheduler import Scheduler
 
 #: Bumped when an older scheduler can't read a snapshot.
-FORMAT = 3
+FORMAT: Final = 3
 
 
 def snapshot(scheduler: Scheduler, now: float) -> dict[str, Any]:

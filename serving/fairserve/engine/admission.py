@@ -15,17 +15,17 @@ prompt, so what its refusal means can't be told; beam search asks anew for every
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 from fairserve.engine.endpoints import Endpoint
 from fairserve.engine.requests import EngineRequest
 
 #: The status of such a refusal.
-STATUS = 503
+STATUS: Final = 503
 #: They are shorter than this, in bytes.
-MAX_BODY = 4096
+MAX_BODY: Final = 4096
 
-_BEGINNINGS = (
+_BEGINNINGS: Final = (
     "The engine is currently busy and cannot accept new requests.",
     "The engine has reached its prefill token backlog limit.",
     "The model is currently scaling.",

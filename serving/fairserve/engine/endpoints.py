@@ -14,7 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 import httptools
 
@@ -38,7 +38,7 @@ from fairserve.engine.usage import Place
 
 #: Bytes of an audio file for each token of its prompt: 16 kB/s of sound (128 kbit/s) over Whisper's 50
 #: positions a second. vLLM gives no usage for audio, so this is never corrected.
-_AUDIO_BYTES_PER_TOKEN = 320.0
+_AUDIO_BYTES_PER_TOKEN: Final = 320.0
 #: More paths than this are not named.
 
 
@@ -102,12 +102,12 @@ def _audio(body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | No
 
 
 _completion = partial(_json, usage_on_request=True)
-_POOLING = Endpoint(_json(pooling_amount), generates=False)
-_RERANK = Endpoint(_json(pooling_amount), Place.BEGINNING, generates=False)
-_AUDIO = Endpoint(_audio, bytes_per_token=_AUDIO_BYTES_PER_TOKEN)
+_POOLING: Final = Endpoint(_json(pooling_amount), generates=False)
+_RERANK: Final = Endpoint(_json(pooling_amount), Place.BEGINNING, generates=False)
+_AUDIO: Final = Endpoint(_audio, bytes_per_token=_AUDIO_BYTES_PER_TOKEN)
 
 #: Every path whose POST spends tokens.
-ENDPOINTS = {
+ENDPOINTS: Final = {
     "/v1/chat/completions": Endpoint(_completion(chat_amount), events_per_answer=1, admitted_once=True),
     "/v1/completions": Endpoint(_completion(completion_amount), admitted_once=True),
     # The engine may call a tool of its own and be refused on the second turn: not admitted once.
@@ -153,10 +153,10 @@ ENDPOINTS = {
 }
 
 #: What a path is taken for that nobody here knows: its answer may tell what it cost.
-UNKNOWN = Endpoint(_json(either_amount, salted=False), Place.ANYWHERE)
+UNKNOWN: Final = Endpoint(_json(either_amount, salted=False), Place.ANYWHERE)
 
 #: Paths whose POST spends none: token counts and templates, adapters, and what only an administrator calls.
-FREE = frozenset(
+FREE: Final = frozenset(
     {
         "/abort_requests",
         "/cohere/v2/chat/render",
@@ -199,11 +199,11 @@ FREE = frozenset(
     }
 )
 
-_PARAMETER = re.compile(r"\\\{[^}]*\\\}")
-_LAST_PARAMETER = re.compile(_PARAMETER.pattern + "$")
+_PARAMETER: Final = re.compile(r"\\\{[^}]*\\\}")
+_LAST_PARAMETER: Final = re.compile(_PARAMETER.pattern + "$")
 
 #: The raw request targets that need no further look.
-_PLAIN = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
+_PLAIN: Final = {path.encode(): endpoint for path, endpoint in ENDPOINTS.items()}
 
 
 def scheduled(method: bytes, target: bytes) -> Endpoint | None:
@@ -266,4 +266,4 @@ def _endpoint_at(path: str) -> Endpoint | None:
     return next((ENDPOINTS[known] for known in _LONGEST_FIRST if path.endswith(known)), None)
 
 
-_LONGEST_FIRST = sorted(ENDPOINTS, key=len, reverse=True)
+_LONGEST_FIRST: Final = sorted(ENDPOINTS, key=len, reverse=True)

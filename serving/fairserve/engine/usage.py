@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
 
 from fairserve.core.calls import Usage
 
-_MARK = b'"usage"'
-_DONE = b"data: [DONE]\n\n"
-_OBJECT = re.compile(rb'"usage"\s*:\s*\{')
+_MARK: Final = b'"usage"'
+_DONE: Final = b"data: [DONE]\n\n"
+#: No event that ends a stream is longer, so that most need not be looked at.
+_LONGEST_DONE: Final = 256
+_OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
 #: Where an answer's usage begins. Cohere's embeddings have it under another name.
-_IN_BODY = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
-_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_IN_BODY: Final = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
+_NO_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 #: In the event that ends one answer of a stream, and in no other.
-_ENDS = b'"finish_reason":"'
-_FINGERPRINT = re.compile(rb'"system_fingerprint"\s*:\s*"(?:[^"\\]|\\.)*"')
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_ENDS: Final = b'"finish_reason":"'
+_FINGERPRINT: Final = re.compile(rb'"system_fingerprint"\s*:\s*"(?:[^"\\]|\\.)*"')
+_EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
 #: The id of an answer comes before anything of the client's.
-_ID = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
-_DECODER = json.JSONDecoder()
+_ID: Final = re.compile(rb'"id"\s*:\s*"([^"\\]{1,256})"')
+#: What is under `json.loads`: reads the value that begins at an index, and says where it ends.
+_SCAN: Final[Callable[[str, int], tuple[Any, int]]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 #: An event longer than this is passed on before it is complete, and not searched.
-_MAX_HELD = 1 << 20
+_MAX_HELD: Final = 1 << 20
 #: As much of an answer as is kept to find its usage in, from one end or whole.
-_KEPT_PART = 65_536
-_KEPT_WHOLE = 1 << 20
+_KEPT_PART: Final = 65_536
+_KEPT_WHOLE: Final = 1 << 20
 
 
 class Place(Enum):
@@ -123,8 +127,8 @@ def _first_marked(body: bytes) -> Usage | None:
     if mark is None:
         return None
     try:
-        value, _ = _DECODER.raw_decode(body[mark.end() :].decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
+        value, _ = _SCAN(body[mark.end() :].decode("utf-8", "replace"), 0)
+    except (StopIteration, ValueError, RecursionError):
         return None
     return read_usage(value)
 
@@ -158,17 +162,25 @@ class EventStream:
         if self._overlong:
             return self._pass_overlong(data)
         arrived = self._held + data if self._held else data
-        cut = arrived.rfind(b"\n\n") + 2
-        if b"\n\r\n" in arrived:
-            cut = max(cut, arrived.rfind(b"\n\r\n") + 3)
-        if cut < 2:
-            return self._hold(arrived)
-        complete, self._held = arrived[:cut], arrived[cut:]
-        self.events += complete.count(b"\n\n") + complete.count(b"\n\r\n")
-        self.done = complete.endswith(_DONE)
-        if _MARK in complete:
+        # `find` instead of `in`, which raises and catches an error inside, for every token.
+        end = arrived.find(b"\n\n")
+        if end >= 0 and end == len(arrived) - 2 and arrived.find(b"\r") < 0:
+            complete = arrived  # one whole event, as an engine sends them
+            if self._held:
+                self._held = b""
+            self.events += 1
+            self.done = end <= _LONGEST_DONE and complete.endswith(_DONE)
+        else:
+            plain, carried = arrived.rfind(b"\n\n"), arrived.rfind(b"\n\r\n")
+            if plain < 0 and carried < 0:
+                return self._hold(arrived)
+            cut = max(plain + 2, carried + 3 if carried >= 0 else 0)
+            complete, self._held = arrived[:cut], arrived[cut:]
+            self.events += complete.count(b"\n\n") + complete.count(b"\n\r\n")
+            self.done = complete.endswith(_DONE)
+        if complete.find(_MARK) >= 0:
             complete = self._look_at(complete)
-        if self._open and (self._unsigned or _ENDS in complete):
+        if self._open and (self._unsigned or complete.find(_ENDS) >= 0):
             complete = self._signed(complete)
         return complete
 

@@ -7,12 +7,14 @@ other calls of this engine.
 
 from __future__ import annotations
 
+from typing import Final
+
 from fairserve.core.calls import Outcome, Usage
 
 #: How much of a new sample goes into the mean pace.
-_GAIN = 0.05
+_GAIN: Final = 0.05
 #: Fewer tokens say more about the prompt than about the pace.
-_MIN_SAMPLE_TOKENS = 8
+_MIN_SAMPLE_TOKENS: Final = 8
 
 
 class Pace:

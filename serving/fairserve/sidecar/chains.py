@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from typing import Final
 
 #: Ids remembered for each tenant, the newest, and for how long. Tools take seconds; people take minutes.
-MAX_PER_TENANT = 4096
-MAX_AGE_S = 3600.0
+MAX_PER_TENANT: Final = 4096
+MAX_AGE_S: Final = 3600.0
 
 
 class ResponseChains:

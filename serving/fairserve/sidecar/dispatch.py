@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from fairserve.core.calls import (
     UNIT,
@@ -31,7 +31,7 @@ from fairserve.core.scheduler import Scheduler
 from fairserve.core.window import DispatchWindow, EngineSample
 from fairserve.sidecar.metrics import Metrics
 
-_LOG = logging.getLogger(__name__)
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Waiter(Protocol):
@@ -130,7 +130,7 @@ class Dispatcher:
         del self._running[waiter.call.call_id]
         settled = self.scheduler.finish(waiter.call.call_id, usage, outcome, now)
         self._metrics.calls(settled.tenant, settled.application).ended(outcome, usage)
-        self._metrics.serve(settled.tenant, settled.service)
+        self._metrics.serve(settled.tenant, settled.units / UNIT)
         self._pump(now)
         return settled
 

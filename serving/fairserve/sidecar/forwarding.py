@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Final
 
 from fairserve.engine.admission import STATUS
 from fairserve.sidecar.messages import LAST_CHUNK, Request, ResponseHead, chunk, client_head
@@ -16,8 +17,8 @@ from fairserve.sidecar.server import Connection
 from fairserve.sidecar.upstream import Exchange, Failure, UpstreamPool
 
 #: What is said of each failure in an answer that has begun.
-_PROBLEMS = {Failure.SILENT: ENGINE_SILENT, Failure.STOPPED: STOPPING}
-_BODILESS = frozenset({HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value})
+_PROBLEMS: Final = {Failure.SILENT: ENGINE_SILENT, Failure.STOPPED: STOPPING}
+_BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT.value, HTTPStatus.NOT_MODIFIED.value})
 
 
 class Forwarding:

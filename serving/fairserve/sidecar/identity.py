@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fairserve.config import INTERACTION_SOURCES, IdentityConfig, SchedulerConfig
 from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT
@@ -29,27 +29,29 @@ from fairserve.sidecar.refusals import Problem
 if TYPE_CHECKING:
     from fairserve.sidecar.tokens import TokenIssuers
 
-TENANT_HEADER = b"x-fairserve-tenant"
-USER_HEADER = b"x-fairserve-user"
-APPLICATION_HEADER = b"x-fairserve-application"
+TENANT_HEADER: Final = b"x-fairserve-tenant"
+USER_HEADER: Final = b"x-fairserve-user"
+APPLICATION_HEADER: Final = b"x-fairserve-application"
 #: The header by which a trusted hop at any address shows itself.
-HOP_TOKEN_HEADER = b"x-fairserve-hop-token"
+HOP_TOKEN_HEADER: Final = b"x-fairserve-hop-token"
 #: Headers of gateways that hold a tenant's name; the second is the first one's old name.
-_GATEWAY_TENANT_HEADERS = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
+_GATEWAY_TENANT_HEADERS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
 #: Where a key or a token is looked for: the first that is there counts. OpenAI's, Anthropic's, Azure's.
-_CREDENTIAL_HEADERS = (b"authorization", b"x-api-key", b"api-key")
-_PREVIOUS_RESPONSE = "previous_response_id"
+_CREDENTIAL_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key")
+_PREVIOUS_RESPONSE: Final = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
-PRIORITY_HEADER = b"x-vllm-priority"
+PRIORITY_HEADER: Final = b"x-vllm-priority"
 #: W3C Trace Context: version, trace id, parent id, flags. Version ff and the zero id are invalid.
-_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
 #: A longer name of a user or an interaction is kept as its digest.
-_MAX_NAME = 128
+_MAX_NAME: Final = 128
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(slots=True)
+@dataclass(init=False)
 class Caller:
     """Who calls. `interaction` is None for a call that names none.
 
@@ -61,7 +63,21 @@ class Caller:
     user: str
     application: str
     interaction: str | None
-    previous_response: str | None = None
+    previous_response: str | None
+
+    def __init__(
+        self,
+        tenant: str,
+        user: str,
+        application: str,
+        interaction: str | None,
+        previous_response: str | None = None,
+    ) -> None:
+        self.tenant = tenant
+        self.user = user
+        self.application = application
+        self.interaction = interaction
+        self.previous_response = previous_response
 
 
 class _Order:
@@ -93,7 +109,7 @@ class _Order:
         return None, False
 
 
-_DEFAULT_ORDER = _Order(INTERACTION_SOURCES)
+_DEFAULT_ORDER: Final = _Order(INTERACTION_SOURCES)
 
 
 class Memory:
@@ -268,7 +284,7 @@ class IdentityTable:
         return name
 
 
-_UNKNOWN_KEY = Problem(401, "invalid_api_key", "No valid API key was given.")
+_UNKNOWN_KEY: Final = Problem(401, "invalid_api_key", "No valid API key was given.")
 
 
 def _is_ambiguous(headers: Headers, name: bytes, value: bytes | None) -> bool:

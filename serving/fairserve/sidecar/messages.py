@@ -7,12 +7,12 @@ both sides see each other as if nothing stood between.
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
 
 #: Headers that concern one connection only, and those that describe a framing which is made anew.
-_REQUEST_HOP = frozenset(
+_REQUEST_HOP: Final = frozenset(
     {
         b"connection",
         b"content-length",
@@ -27,7 +27,7 @@ _REQUEST_HOP = frozenset(
         b"upgrade",
     }
 )
-_RESPONSE_HOP = frozenset(
+_RESPONSE_HOP: Final = frozenset(
     {
         b"connection",
         b"content-length",
@@ -39,32 +39,47 @@ _RESPONSE_HOP = frozenset(
     }
 )
 #: Every header of ours starts with it, and none reaches the engine.
-OWN_PREFIX = b"x-fairserve-"
+OWN_PREFIX: Final = b"x-fairserve-"
 
-_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
-LAST_CHUNK = b"0\r\n\r\n"
+_WITH_BODY: Final = frozenset({b"POST", b"PUT", b"PATCH"})
+LAST_CHUNK: Final = b"0\r\n\r\n"
+#: The first lines of chunks below this size, which are made for every token of a stream.
+_SMALL: Final = 1024
+_SIZES: Final = [b"%x\r\n" % length for length in range(_SMALL)]
 
 
-@dataclass(slots=True)
 class Request:
     """A complete request. Header names are lower case; `body` is without its framing."""
 
-    method: bytes
-    target: bytes
-    headers: Headers
-    body: bytes
-    old_version: bool = False  #: HTTP/1.0: no chunked answer
-    keep_alive: bool = True
+    __slots__ = ("body", "headers", "keep_alive", "method", "old_version", "target")
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes,
+        old_version: bool = False,
+        keep_alive: bool = True,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.body = body
+        self.old_version = old_version  #: HTTP/1.0: no chunked answer
+        self.keep_alive = keep_alive
 
 
-@dataclass(slots=True)
 class ResponseHead:
     """Status line and headers of a response, header names as they came."""
 
-    status: int
-    reason: bytes
-    headers: Headers
-    length: bytes | None = None  #: content-length
+    __slots__ = ("headers", "length", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, headers: Headers, length: bytes | None = None) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.length = length  #: content-length
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that (lower-case) name."""
@@ -146,7 +161,9 @@ def connection_line(request: Request, *, reuse: bool) -> bytes:
 
 def chunk(data: bytes) -> bytes:
     """One chunk of a chunked body; `data` is not empty."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    length = len(data)
+    size = _SIZES[length] if length < _SMALL else b"%x\r\n" % length
+    return size + data + b"\r\n"
 
 
 def _named_by_connection(headers: Headers, name: bytes) -> Container[bytes]:

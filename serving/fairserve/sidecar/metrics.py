@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -20,16 +21,32 @@ from prometheus_client.registry import Collector
 
 from fairserve.core.calls import Outcome, RefusalReason, ThrottlingMode, Usage
 
-MAX_TENANTS = 1000
+MAX_TENANTS: Final = 1000
 #: Paths of an engine that are a label, and characters of each.
-MAX_UNKNOWN_PATHS = 20
-_MAX_PATH = 200
-OTHER = "other"
+MAX_UNKNOWN_PATHS: Final = 20
+_MAX_PATH: Final = 200
+OTHER: Final = "other"
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_WAIT_BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-_DECISION_BUCKETS_S = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2)
+_WAIT_BUCKETS_S: Final[tuple[float, ...]] = (
+    0.001,
+    0.005,
+    0.025,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+_DECISION_BUCKETS_S: Final[tuple[float, ...]] = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2)
 
 
 class Histogram:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from typing import Final
 
 from fairserve.core.calls import Call, Outcome, Refusal, Usage
 from fairserve.engine.endpoints import UNKNOWN, Endpoint, path_of, scheduled
@@ -46,18 +46,18 @@ from fairserve.sidecar.scheduled_call import ObservedCall, ScheduledCall
 from fairserve.sidecar.server import Connection, Work
 from fairserve.sidecar.upstream import Failure, UpstreamPool
 
-METRICS = "/metrics"
-_NOTHING: frozenset[bytes] = frozenset()
+METRICS: Final = "/metrics"
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 
 
 #: Its answer comes before its work, so that nobody could say what it cost or when it ends.
-_BACKGROUND = Problem(
+_BACKGROUND: Final = Problem(
     400, "background_not_supported", "Responses are not made in the background here.", "background"
 )
 
 
 #: Another Python could read it, and the engine might then do what was not seen here.
-_TOO_DEEP = Problem(400, "body_too_deep", "The body is nested too deeply to be read.")
+_TOO_DEEP: Final = Problem(400, "body_too_deep", "The body is nested too deeply to be read.")
 
 
 class Proxy:
@@ -141,7 +141,7 @@ class Proxy:
             body = with_priority(body, place)
         without = self._withheld(connection, request) - {PRIORITY_HEADER}
         headers = [header for header in request.headers if header[0] != PRIORITY_HEADER]
-        placed = replace(request, headers=headers)
+        placed = Request(request.method, request.target, headers, body)
         own = [(PRIORITY_HEADER, b"%d" % place)]
         return engine_head(placed, without=without, length=len(body), own=own) + body
 

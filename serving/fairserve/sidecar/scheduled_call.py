@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fairserve.core.calls import Call, Dispatched, Outcome, Refusal, Usage
 from fairserve.engine.admission import may_be_sent_again
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from fairserve.sidecar.proxy import Proxy
 
 #: Bytes of an answer without usage that count as one token.
-_BYTES_PER_OUTPUT_TOKEN = 4
+_BYTES_PER_OUTPUT_TOKEN: Final = 4
 #: An answer's id is in its first bytes, as many as these.
-_BEGINNING = 1024
+_BEGINNING: Final = 1024
 
 
 class ScheduledCall(Forwarding):
@@ -265,7 +265,7 @@ class ScheduledCall(Forwarding):
 
 
 #: What a client sees of each failure before its answer has begun, and its name in the log.
-_FAILED = {
+_FAILED: Final = {
     Failure.UNREACHABLE: (503, "engine_unavailable"),
     Failure.BROKEN: (502, "engine_broken"),
     Failure.SILENT: (504, "engine_silent"),

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import httptools
 
@@ -22,12 +22,12 @@ from fairserve.sidecar.messages import Headers, Request
 from fairserve.sidecar.options import Address, Limits
 from fairserve.sidecar.refusals import INTERNAL, Problem, problem_response
 
-_LOG = logging.getLogger(__name__)
+_LOG: Final = logging.getLogger(__name__)
 
 #: How long what a refused client still sends is read and thrown away.
-_LINGER_S = 2.0
-_SWEEP_S = 1.0
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINGER_S: Final = 2.0
+_SWEEP_S: Final = 1.0
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Work(Protocol):

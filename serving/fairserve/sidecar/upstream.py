@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import httptools
 
@@ -21,10 +21,10 @@ from fairserve.sidecar.messages import Headers, ResponseHead
 from fairserve.sidecar.options import Address
 
 #: vLLM's server drops an idle connection after 5 s; a shorter time here keeps calls off dying connections.
-_IDLE_S = 3.0
-_RETRY_S = 0.05
+_IDLE_S: Final = 3.0
+_RETRY_S: Final = 0.05
 #: What one read may bring is what a stalled client can leave here; the kernel's own choice is megabytes.
-_RECEIVE_BYTES = 32_768
+_RECEIVE_BYTES: Final = 32_768
 
 
 class Failure(Enum):

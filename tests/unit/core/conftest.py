@@ -1,5 +1,6 @@
 """A scheduler in a few words: two tenants, one application, and calls of known size."""
 
+import os
 import random
 from types import MappingProxyType
 
@@ -8,6 +9,7 @@ import pytest
 from fairserve.core import (
     ApplicationSettings,
     Call,
+    CallError,
     Outcome,
     Profile,
     Scheduler,
@@ -15,6 +17,29 @@ from fairserve.core import (
     TenantSettings,
     Usage,
 )
+
+#: Compiled values take whole numbers alone: what is none is refused where it is made, by TypeError.
+COMPILED = os.environ.get("FAIRSERVE_CORE", "plain") == "compiled"
+
+
+@pytest.fixture
+def wrong_type():
+    """What refuses a call with a field of the wrong type."""
+    return TypeError if COMPILED else CallError
+
+
+@pytest.fixture
+def make_usage():
+    """A usage; None for one that, compiled, can't be made, which is made sure of."""
+
+    def make(*counts):
+        if COMPILED and any(isinstance(count, float) for count in counts):
+            with pytest.raises(TypeError):
+                Usage(*counts)
+            return None
+        return Usage(*counts)
+
+    return make
 
 
 class Rig:

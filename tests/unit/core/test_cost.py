@@ -20,17 +20,18 @@ def test_cached_tokens_are_cheap_and_count_as_system_tokens_first():
 
 
 @pytest.mark.parametrize(
-    ("usage", "made_good"),
+    ("counts", "made_good"),
     [
-        (Usage(-5, -5), Usage(0, 0)),
-        (Usage(10, 0, cached_tokens=99), Usage(10, 0, 10)),
-        (Usage(0, 0, 7), Usage(0, 0)),
-        (Usage(math.nan, math.inf), Usage(0, 10**12)),
-        (Usage(10**400, 1), Usage(10**12, 1)),
-        (Usage(5, 6, 4), Usage(5, 6, 4)),
+        ((-5, -5), Usage(0, 0)),
+        ((10, 0, 99), Usage(10, 0, 10)),
+        ((0, 0, 7), Usage(0, 0)),
+        ((math.nan, math.inf), Usage(0, 10**12)),
+        ((10**400, 1), Usage(10**12, 1)),
+        ((5, 6, 4), Usage(5, 6, 4)),
     ],
 )
-def test_usage_that_cannot_be_is_made_good(usage, made_good):
+def test_usage_that_cannot_be_is_made_good(make_usage, counts, made_good):
+    usage = make_usage(*counts) or made_good
     assert sane(usage) == made_good
     assert price(sane(usage), 1_000, WEIGHTS) >= 0.0
 
