@@ -51,6 +51,13 @@ def main(
             show_default="no such port",
         ),
     ] = None,
+    allow_http_jwks: Annotated[
+        bool,
+        typer.Option(
+            "--allow-http-jwks",
+            help="Fetch token issuers' keys from http:// too. Whoever is on the way can forge tokens then.",
+        ),
+    ] = False,
     log_format: Annotated[
         logs.LogFormat, typer.Option(help="json for machines, plain for people.")
     ] = logs.LogFormat.JSON,
@@ -82,14 +89,18 @@ def main(
             if not _NAMESPACE.fullmatch(name):
                 raise SetupError(f"--namespace {name}: not the name of a namespace; patterns are not served")
         endpoint = None if health is None else _endpoint(health)
-        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, endpoint))
+        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, endpoint, allow_http_jwks))
     except OperatorError as problem:
         _log.error("%s", problem)
         raise typer.Exit(1) from problem
 
 
 async def _operate(
-    namespaces: tuple[str, ...], everywhere: bool, kubeconfig: Path | None, endpoint: str | None
+    namespaces: tuple[str, ...],
+    everywhere: bool,
+    kubeconfig: Path | None,
+    endpoint: str | None,
+    allow_http_jwks: bool,
 ) -> None:
     # Imported late: --help and a mistyped option should not wait for kopf and kubernetes.
     from fairserve_operator.clients.kubernetes_client import KubernetesClient
@@ -98,7 +109,7 @@ async def _operate(
     cluster = KubernetesClient(None if kubeconfig is None else str(kubeconfig))
     try:
         scope = (None,) if everywhere else namespaces or (cluster.own_namespace,)
-        await run(cluster, scope, endpoint)
+        await run(cluster, scope, endpoint, allow_http_jwks)
     finally:
         cluster.close()
 

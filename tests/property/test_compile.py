@@ -71,7 +71,7 @@ class Namespace:
 
     def compile(self, which: int = 0) -> Compiled:
         return compile_pool(
-            self.pools[which], self.pools, self.tenants, self.applications, self.digests, SALT
+            self.pools[which], self.pools, self.tenants, self.applications, self.digests, {}, SALT
         )
 
     def joined_by(self, one: Resource) -> Namespace:

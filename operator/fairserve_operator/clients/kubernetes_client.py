@@ -40,6 +40,7 @@ _PAGE = 500
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 _JSON = "application/json"
+_JWKS = "application/jwk-set+json"
 _APPLY = "application/apply-patch+yaml"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -167,6 +168,18 @@ class KubernetesClient:
         what = f"status of {kind.name} {namespace}/{name}"
         body = await self._call("PATCH", path, what, manifest, _APPLY, query=query)
         return Written(body["metadata"]["resourceVersion"], body)
+
+    async def issuer_keys(self) -> tuple[str, bytes]:
+        """The issuer of the cluster's ServiceAccount tokens, and its key set as JSON.
+
+        Every ServiceAccount may read both (`system:service-account-issuer-discovery`). The keys are asked of
+        the API server itself, whatever address its discovery document gives to the world.
+        """
+        about = await self._call("GET", "/.well-known/openid-configuration", "the cluster's token issuer")
+        keys = await self._call(
+            "GET", "/openid/v1/jwks", "the keys of the cluster's token issuer", accept=_JWKS
+        )
+        return str(about.get("issuer", "")), json.dumps(keys).encode()
 
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         """Record an Event."""

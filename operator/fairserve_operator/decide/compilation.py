@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 from fairserve.config import ApplicationConfig, SchedulerConfig, TenantConfig, canonical_json
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
-from fairserve_operator.decide.claims import Claims, Digests, first_reason, resolve, secret_ref
+from fairserve_operator.decide.claims import Claims, Digests, first_reason, hop_tokens, resolve, secret_ref
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
+from fairserve_operator.decide.issuers import contributions, sources
+from fairserve_operator.decide.jwks import Keys, KeySource
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
@@ -50,14 +52,31 @@ class _Namespace:
     claims: Claims
 
 
-def secret_refs(tenants: Iterable[Resource]) -> frozenset[SecretRef]:
-    """The Secret entries that well-formed Tenants name: what `compile_pool` wants digests of."""
-    return frozenset(
+def secret_refs(tenants: Iterable[Resource], pools: Iterable[Resource]) -> frozenset[SecretRef]:
+    """The Secret entries that well-formed objects name: what `compile_pool` wants digests of."""
+    keys = {
         secret_ref(tenant, identity.api_key.secret_ref)
         for tenant in tenants
         if (spec := parse(tenant, TenantSpec).spec)
         for identity in spec.identity
         if identity.api_key
+    }
+    tokens = {
+        secret_ref(pool, ref)
+        for pool in pools
+        if (its := parse(pool, ServingPoolSpec).spec)
+        for ref in its.hop_tokens
+    }
+    return frozenset(keys | tokens)
+
+
+def key_sources(tenants: Iterable[Resource]) -> frozenset[KeySource]:
+    """Where the issuers' keys are that well-formed Tenants name: what `compile_pool` wants keys of."""
+    return frozenset(
+        source
+        for tenant in tenants
+        if (spec := parse(tenant, TenantSpec).spec)
+        for source in sources(tenant, spec)
     )
 
 
@@ -67,20 +86,22 @@ def compile_pool(
     tenants: Iterable[Resource],
     applications: Iterable[Resource],
     digests: Digests,
+    keys: Keys,
     salt: str,
 ) -> Compiled:
     """Compile one pool. Objects of other namespaces are not looked at.
 
     `pools` are the namespace's pools (this one among them or not). `digests` maps each of `secret_refs` to
     `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
-    Secret. `salt` is hex, at least 32 digits, and stays the same over a pool's life.
+    Secret. `keys` maps each of `key_sources` to what `jwks.read_jwks` made of it, or to why there is nothing.
+    `salt` is hex, at least 32 digits, and stays the same over a pool's life.
     """
-    namespace = _judge(pool.key.namespace, tenants, applications, digests)
+    namespace = _judge(pool.key.namespace, tenants, applications, digests, keys)
     rivals = [other for other in pools if other.key != pool.key]
     parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
     conflicts = selector_conflicts(parsed)
     conditions = _namespace_conditions(namespace)
-    conditions |= {p.resource.key: _pool_conditions(p, conflicts) for p in parsed}
+    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests) for p in parsed}
     resources = [p.resource for p in namespace.tenants]
     resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
     observed = {resource.key: resource.generation for resource in resources}
@@ -88,7 +109,7 @@ def compile_pool(
     if spec is None or pool.key in conflicts.lost:
         return Compiled(None, None, None, conditions, observed, {})
     tenant_configs = {
-        p.resource.key: tenant_config(p.resource.key.name, p.spec) for p in namespace.tenants if p.spec
+        p.resource.key: tenant_config(p.resource.key.name, p.spec, salt) for p in namespace.tenants if p.spec
     }
     app_configs = {
         p.resource.key: application_config(p.resource.key.name, p.spec)
@@ -96,32 +117,43 @@ def compile_pool(
         if p.spec
     }
     claims = namespace.claims
+    tokens, _ = hop_tokens(pool, spec, digests)
+    token_parts = contributions(claims.issuers)
     return Compiled(
-        config=pool_config(pool.key, spec, tenant_configs.values(), app_configs.values(), claims, salt),
+        config=pool_config(
+            pool.key, spec, tenant_configs.values(), app_configs.values(), claims, tokens, salt
+        ),
         spec=spec,
         overload=overload_plan(pool.key.namespace, pool.key.name, spec),
         conditions=conditions,
         observed=observed,
         parts={
-            **{key: _tenant_part(key, config, claims) for key, config in tenant_configs.items()},
+            **{
+                key: _tenant_part(key, config, claims, token_parts.get(key.name, ()))
+                for key, config in tenant_configs.items()
+            },
             **{key: _part(config) for key, config in app_configs.items()},
         },
     )
 
 
 def examine(
-    tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests
+    tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests, keys: Keys
 ) -> Mapping[ObjectKey, tuple[Condition, ...]]:
     """The same conditions where there is no pool. The digests may be under any one salt."""
     tenants, applications = list(tenants), list(applications)
     conditions: dict[ObjectKey, tuple[Condition, ...]] = {}
     for namespace in {resource.key.namespace for resource in (*tenants, *applications)}:
-        conditions |= _namespace_conditions(_judge(namespace, tenants, applications, digests))
+        conditions |= _namespace_conditions(_judge(namespace, tenants, applications, digests, keys))
     return conditions
 
 
 def _judge(
-    namespace: str, tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests
+    namespace: str,
+    tenants: Iterable[Resource],
+    applications: Iterable[Resource],
+    digests: Digests,
+    keys: Keys,
 ) -> _Namespace:
     parsed_tenants = [parse(t, TenantSpec) for t in oldest_first(tenants, namespace)]
     parsed_applications = [parse(a, ApplicationSpec) for a in oldest_first(applications, namespace)]
@@ -129,6 +161,7 @@ def _judge(
         [(p.resource, p.spec) for p in parsed_tenants if p.spec],
         {p.resource.key.name: p.spec is not None for p in parsed_applications},
         digests,
+        keys,
     )
     return _Namespace(parsed_tenants, parsed_applications, claims)
 
@@ -146,18 +179,28 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
     if problems := claims.problems.get(key):
         message = joined([problem.message for problem in problems])
         resolved = Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
+    elif notes := claims.notes.get(key):
+        message = joined([note.message for note in notes])
+        resolved = Condition(RESOLVED_REFS, "True", first_reason(notes), message, generation)
     if conflicts := claims.conflicts.get(key):
-        return accepted, resolved, _conflicted("DuplicateIdentity", conflicts, generation)
+        messages = [conflict.message for conflict in conflicts]
+        return accepted, resolved, _conflicted(first_reason(conflicts), messages, generation)
     return accepted, resolved
 
 
-def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts) -> tuple[Condition, ...]:
+def _pool_conditions(
+    pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts, digests: Digests
+) -> tuple[Condition, ...]:
     key, generation = pool.resource.key, pool.resource.generation
     if key in conflicts.lost:
         refused: Parsed[ServingPoolSpec] = Parsed(pool.resource, None, conflicts.lost[key])
         mine = _own_conditions(refused, reason="SelectorConflict")
     else:
         mine = _own_conditions(pool)
+        _, problems = hop_tokens(pool.resource, pool.spec, digests) if pool.spec else ((), [])
+        if problems:
+            message = joined([problem.message for problem in problems])
+            mine = mine[0], Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
     if messages := conflicts.messages.get(key):
         return *mine, _conflicted("SelectorConflict", messages, generation)
     return mine
@@ -187,7 +230,13 @@ def _part(*documents: TenantConfig | ApplicationConfig) -> str:
     return hashlib.sha256(canonical_json([d.model_dump(mode="json") for d in documents])).hexdigest()
 
 
-def _tenant_part(key: ObjectKey, config: TenantConfig, claims: Claims) -> str:
+def _tenant_part(
+    key: ObjectKey, config: TenantConfig, claims: Claims, tokens: Iterable[tuple[str, str]]
+) -> str:
     identities = [*claims.api_keys.get(key, ()), *claims.headers.get(key, ())]
-    content = [config.model_dump(mode="json"), *sorted(i.model_dump_json() for i in identities)]
+    content = [
+        config.model_dump(mode="json"),
+        *sorted(i.model_dump_json() for i in identities),
+        *sorted(tokens),
+    ]
     return hashlib.sha256(canonical_json(content)).hexdigest()

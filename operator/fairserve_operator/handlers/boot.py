@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairserve.config import SchedulerConfig
+from fairserve_operator.decide.issuers import issuers_keys
+from fairserve_operator.decide.jwks import KeySet
 from fairserve_operator.decide.resources import Resource
 from fairserve_operator.errors import ForeignSecretError
 from fairserve_operator.handlers.bodies import version
@@ -38,6 +40,8 @@ class Boot:
     token: str
     generation: int = 0
     content_hash: str | None = None  #: None: no document yet
+    #: Of the document's token issuers, by where they were fetched: good until they are fetched again.
+    keys: Mapping[str, KeySet] = field(default_factory=dict)
     version: int | None = None  #: of the Secret; None: there is none, or it should be read again
     intact: bool = False  #: whether the Secret holds all of this and belongs to this very pool
 
@@ -87,6 +91,7 @@ class BootSecrets:
             boot,
             generation=config.generation,
             content_hash=content_hash,
+            keys=issuers_keys(config.identity.token_issuers),
             version=int(written.resource_version),
             intact=True,
         )
@@ -108,5 +113,6 @@ def _adopted(pool: Resource, body: Mapping[str, Any], before: Boot) -> Boot:
         salt=state.config.identity.salt,
         generation=state.config.generation,
         content_hash=state.config.content_hash,
+        keys=issuers_keys(state.config.identity.token_issuers),
         intact=state.control_token is not None and pool.uid in owners,
     )

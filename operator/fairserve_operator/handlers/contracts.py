@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from fairserve_operator.clients.jwks import Unfetched
 from fairserve_operator.clients.kubernetes_client import Census, Written
 from fairserve_operator.clients.prometheus import Reading
 from fairserve_operator.clients.sidecars import (
@@ -38,12 +39,24 @@ class Cluster(Protocol):
         """Server-side apply of a status."""
         ...
 
+    async def issuer_keys(self) -> tuple[str, bytes]:
+        """The issuer of the cluster's ServiceAccount tokens, and its key set as JSON."""
+        ...
+
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         """Record an Event."""
         ...
 
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         """Who exists of a kind; `namespace` None means everywhere."""
+        ...
+
+
+class KeySets(Protocol):
+    """Issuers that publish their keys."""
+
+    async def fetch(self, url: str) -> bytes | Unfetched:
+        """What is published at a URL."""
         ...
 
 

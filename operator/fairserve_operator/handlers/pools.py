@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from fairserve_operator.api.v1alpha1 import ServingPoolSpec
 from fairserve_operator.decide.compilation import Compiled, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
+from fairserve_operator.decide.jwks import KeySet, KeySource, KeysProblem, known_keys, secret_keys
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
@@ -27,6 +28,7 @@ from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecr
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
+from fairserve_operator.handlers.keys import Keyring
 from fairserve_operator.handlers.overload import OverloadWatch
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
@@ -49,6 +51,7 @@ class World:
     clock: Clock
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
+    keyring: Keyring = field(default_factory=Keyring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Gathered:
     tenants: tuple[Resource, ...]
     applications: tuple[Resource, ...]
     refs: frozenset[SecretRef]
+    sources: frozenset[KeySource]
 
 
 class Pool:
@@ -107,9 +111,7 @@ class Pool:
         """Bring the sidecars' target up to date; false if that must be tried again."""
         try:
             self._boot = await self._boots.read(resource, self._boot)
-            await self._program(
-                resource, await self._compile(resource, gathered, self._boot.salt), self._boot
-            )
+            await self._program(resource, await self._compile(resource, gathered, self._boot), self._boot)
         except ConflictError as problem:
             _log.info("%s", problem)
             self._boot = self._boot and self._boot.unread()
@@ -155,7 +157,8 @@ class Pool:
         await self._stop_watching()
         await self.delivery.close()
 
-    async def _compile(self, resource: Resource, gathered: Gathered, salt: str) -> Compiled:
+    async def _compile(self, resource: Resource, gathered: Gathered, boot: Boot) -> Compiled:
+        store, salt = self._world.store, boot.salt
         if self._candidate is None or self._candidate_of != (gathered.revision, salt):
             # In a thread: it takes long with thousands of Tenants, and leases are renewed meanwhile.
             self._candidate = await asyncio.to_thread(
@@ -164,7 +167,8 @@ class Pool:
                 gathered.pools,
                 gathered.tenants,
                 gathered.applications,
-                digests(self._world.store, gathered.refs, salt),
+                digests(store, gathered.refs, salt),
+                issuer_keys(store, self._world.keyring, gathered.sources, boot.keys),
                 salt,
             )
             self._candidate_of = gathered.revision, salt
@@ -242,14 +246,30 @@ class Pool:
 
 def digests(store: Store, refs: frozenset[SecretRef], salt: str) -> dict[SecretRef, str | SecretProblem]:
     """Look up each Secret entry and make it the digest that travels, or say why there is none."""
-    return {ref: _digest(store.secret(ref.namespace, ref.name), ref, salt) for ref in refs}
+    found = {ref: _entry(store, ref) for ref in refs}
+    return {
+        ref: entry if isinstance(entry, SecretProblem) else key_digest(salt, entry.decode("latin-1"))
+        for ref, entry in found.items()
+    }
 
 
-def _digest(values: Mapping[str, bytes] | None, ref: SecretRef, salt: str) -> str | SecretProblem:
+def issuer_keys(
+    store: Store, keyring: Keyring, sources: Iterable[KeySource], before: Mapping[str, KeySet]
+) -> dict[KeySource, KeySet | KeysProblem]:
+    """Look up the keys of each source. `before` has those that a pool's document has, by fetched source."""
+    return {
+        source: known_keys(keyring.found(source), before.get(source))
+        if isinstance(source, str)
+        else secret_keys(source, _entry(store, source))
+        for source in sources
+    }
+
+
+def _entry(store: Store, ref: SecretRef) -> bytes | SecretProblem:
+    values = store.secret(ref.namespace, ref.name)
     if values is None:
         return SecretProblem.SECRET_MISSING
     if ref.key not in values:
         return SecretProblem.KEY_MISSING
     # Headers carry neither line ends nor spaces around a value; `kubectl create secret --from-file` does.
-    key = values[ref.key].decode("latin-1").strip()
-    return key_digest(salt, key) if key else SecretProblem.EMPTY
+    return values[ref.key].strip() or SecretProblem.EMPTY

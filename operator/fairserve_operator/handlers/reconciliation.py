@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fairserve_operator.decide.compilation import examine, secret_refs
+from fairserve_operator.decide.compilation import examine, key_sources, secret_refs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
 from fairserve_operator.decide.status import Delivery, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
-from fairserve_operator.handlers.pools import Gathered, Pool, World, digests
+from fairserve_operator.handlers.pools import Gathered, Pool, World, digests, issuer_keys
 
 #: For a namespace without pools, where digests only show whether keys differ.
 _ANY_SALT = "00" * 16
@@ -88,13 +88,16 @@ class Namespace:
         revision = store.revision(self._name)
         if self._gathered is not None and self._gathered.revision == revision:
             return self._gathered
-        tenants = store.objects(self._name, TENANT)
+        tenants, pools = store.objects(self._name, TENANT), store.objects(self._name, SERVING_POOL)
+        sources = key_sources(tenants)
+        self._world.keyring.want(self._name, {each for each in sources if isinstance(each, str)})
         return Gathered(
             revision=revision,
-            pools=store.objects(self._name, SERVING_POOL),
+            pools=pools,
             tenants=tenants,
             applications=store.objects(self._name, APPLICATION),
-            refs=secret_refs(tenants),
+            refs=secret_refs(tenants, pools),
+            sources=sources,
         )
 
     async def _pool(self, resource: Resource) -> Pool:
@@ -118,7 +121,8 @@ class Namespace:
             if pool.compiled is not None:
                 return pool.compiled.conditions
         found = digests(self._world.store, gathered.refs, _ANY_SALT)
-        return examine(gathered.tenants, gathered.applications, found)
+        keys = issuer_keys(self._world.store, self._world.keyring, gathered.sources, {})
+        return examine(gathered.tenants, gathered.applications, found, keys)
 
     def _held(self, key: ObjectKey) -> Mapping[str, Any] | None:
         stored = self._world.store.stored(key)

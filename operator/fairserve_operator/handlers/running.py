@@ -11,12 +11,14 @@ import time
 import kopf
 from kopf._core.engines.peering import Identity
 
+from fairserve_operator.clients.jwks import JwksClient
 from fairserve_operator.clients.kubernetes_client import KubernetesClient
 from fairserve_operator.clients.prometheus import PrometheusClient
 from fairserve_operator.clients.sidecars import SidecarClient
 from fairserve_operator.errors import OperatorError
 from fairserve_operator.handlers.census import Scope, require_custom_resources
 from fairserve_operator.handlers.delivery import Lanes
+from fairserve_operator.handlers.keys import KeyRefresh
 from fairserve_operator.handlers.loop import Loop
 from fairserve_operator.handlers.pools import World
 from fairserve_operator.handlers.registration import registry
@@ -26,7 +28,9 @@ from fairserve_operator.handlers.tasks import Tasks
 _log = logging.getLogger(__name__)
 
 
-async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> None:
+async def run(
+    cluster: KubernetesClient, scope: Scope, health: str | None, allow_http_jwks: bool = False
+) -> None:
     """Operate these namespaces until SIGTERM or SIGINT.
 
     Raises SetupError where the cluster lacks our kinds or denies them, and OperatorError where a part of the
@@ -44,6 +48,17 @@ async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> No
     store, tasks = Store(), Tasks(fatal)
     world = World(store, cluster, sidecars, metrics, Lanes(), tasks, time.time, random.Random())  # noqa: S311
     loop = Loop(world, scope)
+    key_sets = JwksClient(allow_http_jwks)
+
+    def learned(namespace: str) -> None:
+        store.touch(namespace)
+        loop.mark(namespace)
+
+    refresh = KeyRefresh(world.keyring, key_sets, cluster, tasks, world.rng, learned)
+
+    async def begin() -> None:
+        tasks.start(refresh.run(), "refresh keys")
+        await loop.start()
 
     async def end() -> None:
         await loop.stop()
@@ -52,7 +67,7 @@ async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> No
     try:
         _log.info("serving %s", ", ".join(name or "all namespaces" for name in scope))
         await kopf.operator(
-            registry=registry(store, loop.mark, cluster.connection, loop.start, end, loop.state),
+            registry=registry(store, loop.mark, cluster.connection, begin, end, loop.state),
             clusterwide=scope == (None,),
             namespaces=[name for name in scope if name],
             # Named here, or kopf asks for the user's name, which a user id without a passwd entry has not.
@@ -63,6 +78,7 @@ async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> No
     finally:
         await tasks.cancel()
         await sidecars.close()
+        await key_sets.close()
         metrics.close()
     if deaths:
         raise OperatorError(f"a part of the operator died: {deaths[0]!r}") from deaths[0]

@@ -39,6 +39,7 @@ class FakeCluster:
         self.statuses: list[tuple[str, str, Mapping[str, Any]]] = []
         self.events: list[Mapping[str, Any]] = []
         self.broken: ApiServerError | None = None
+        self.issuer: tuple[str, bytes] | ApiServerError = ("", b"")
         self.calls = 0
         self.writes = 0  #: of Secrets, whatever came of them
         self.conflicts = 0  #: how many of the next Secret writes meet somebody else's
@@ -72,6 +73,12 @@ class FakeCluster:
         return Written(
             version, {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
         )
+
+    async def issuer_keys(self) -> tuple[str, bytes]:
+        self._check()
+        if isinstance(self.issuer, ApiServerError):
+            raise self.issuer
+        return self.issuer
 
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         self._check()

@@ -10,16 +10,19 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from fairserve_operator.api.v1alpha1.fields import (
     CommonStatus,
+    Count,
     Duration,
     DurationOrZero,
     Flag,
     Model,
     Name,
+    SecretKeyRef,
+    Size,
     Weight,
     cel,
     duration_s,
 )
-from fairserve_operator.api.v1alpha1.tenant import Queue, TenantInteractionLimits
+from fairserve_operator.api.v1alpha1.tenant import CacheGroup, Queue, TenantInteractionLimits
 
 Builtin = Literal["QueueWait", "Saturation", "KVCacheUse", "EngineWaiting"]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
@@ -30,7 +33,9 @@ _FAIRSERVE_ONLY = "normalisation and continuationHeadStart apply to policy FairS
 _BUILTIN_XOR_QUERY = "exactly one of builtin, query is allowed"
 _CLEAR_BELOW = "clearThreshold must be below threshold"
 _STALE_AFTER = "staleAfter must be longer than evaluationInterval"
-_REJECT_EXCLUDES = "mode Reject admits nobody, so weight, interactionLimits and queue must be unset"
+_REJECT_EXCLUDES = (
+    "mode Reject admits nobody, so weight, interactionLimits, queue and prefixCacheGroup must be unset"
+)
 
 
 def _is_network(block: str) -> str:
@@ -284,7 +289,8 @@ class DefaultTenant(
     json_schema_extra=cel(
         (
             "self.mode != 'Reject' || "
-            "(!has(self.weight) && !has(self.interactionLimits) && !has(self.queue))",
+            "(!has(self.weight) && !has(self.interactionLimits) && !has(self.queue) "
+            "&& !has(self.prefixCacheGroup))",
             _REJECT_EXCLUDES,
         )
     ),
@@ -299,13 +305,28 @@ class DefaultTenant(
         None, description="As of a Tenant. Unset: no limit."
     )
     queue: Queue | None = Field(None, description="As of a Tenant. Unset: the defaults of its fields.")
+    prefix_cache_group: CacheGroup | None = Field(None, description="As of a Tenant. Unset: as there.")
 
     @model_validator(mode="after")
     def _reject_has_no_settings(self) -> Self:
-        settings = (self.weight, self.interaction_limits, self.queue)
+        settings = (self.weight, self.interaction_limits, self.queue, self.prefix_cache_group)
         if self.mode == "Reject" and any(value is not None for value in settings):
             raise ValueError(_REJECT_EXCLUDES)
         return self
+
+
+class PoolQueue(Model):
+    """How much may wait in each pod, of all tenants together."""
+
+    max_requests: Count | None = Field(
+        None,
+        description="Most calls that wait at one time. What overflows is refused, of those tenants first "
+        "that have most waiting for their weight. Default: 1000000.",
+    )
+    max_bytes: Size | None = Field(
+        None,
+        description="Most that the bodies of waiting calls hold, such as 64Mi or 1Gi. Default: 8Gi.",
+    )
 
 
 class ServingPoolSpec(Model):
@@ -331,6 +352,22 @@ class ServingPoolSpec(Model):
     )
     default_tenant: DefaultTenant | None = Field(
         None, description="What becomes of callers that no Tenant claims. Unset: they get 401."
+    )
+    queue: PoolQueue = Field(
+        PoolQueue(),
+        description="How much may wait in each pod, of all tenants together. Unset: the defaults of its "
+        "fields.",
+    )
+    service_account_audience: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        "fairserve",
+        description="The audience of the ServiceAccount tokens by which callers show who they are, so that "
+        "a token for the API server is worth nothing here and the other way round. Default: fairserve.",
+    )
+    hop_tokens: Annotated[tuple[SecretKeyRef, ...], Field(max_length=8)] = Field(
+        (),
+        description="Tokens by which a proxy at any address is believed, in the header "
+        "`x-fairserve-hop-token`; several, to change one for the other. Only their salted hashes leave the "
+        "operator. Unset: only `trustedProxies` are believed.",
     )
     trusted_proxies: Annotated[
         tuple[
