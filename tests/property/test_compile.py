@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.sidecar.identity import IdentityTable
-from fairserve_operator.decide.compilation import Compiled, compile_pool, key_sources, secret_refs
+from fairserve_operator.decide.compilation import Compiled, compile_pool, needs
 from fairserve_operator.decide.conditions import CONFLICTED
 from fairserve_operator.decide.jwks import CLUSTER, KeySet, KeySource, KeysProblem
 from fairserve_operator.decide.resources import Resource, SecretProblem, SecretRef
@@ -273,8 +273,7 @@ def test_no_spec_crashes_it(namespace: Namespace, spec: dict[str, Any], make: An
     joined = namespace.joined_by(odd)
     result = joined.compile()
     assert result.conditions[odd.key]
-    secret_refs(joined.tenants, joined.pools)
-    key_sources(joined.tenants)
+    needs(joined.tenants, joined.pools)
     if result.config is not None:
         IdentityTable(SchedulerConfig.from_bytes(result.config.to_bytes()))
 

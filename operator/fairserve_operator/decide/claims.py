@@ -70,7 +70,7 @@ def resolve(
 ) -> Claims:
     """Resolve the identities of well-formed Tenants, given oldest first.
 
-    `keys` has what is known of each of `issuers.sources`, `applications` the namespace's Applications by name
+    `keys` has what is known of each source of keys, `applications` the namespace's Applications by name
     and whether each is accepted.
     """
     claims = Claims()

@@ -52,32 +52,28 @@ class _Namespace:
     claims: Claims
 
 
-def secret_refs(tenants: Iterable[Resource], pools: Iterable[Resource]) -> frozenset[SecretRef]:
-    """The Secret entries that well-formed objects name: what `compile_pool` wants digests of."""
-    keys = {
-        secret_ref(tenant, identity.api_key.secret_ref)
-        for tenant in tenants
-        if (spec := parse(tenant, TenantSpec).spec)
-        for identity in spec.identity
-        if identity.api_key
-    }
-    tokens = {
-        secret_ref(pool, ref)
-        for pool in pools
-        if (its := parse(pool, ServingPoolSpec).spec)
-        for ref in its.hop_tokens
-    }
-    return frozenset(keys | tokens)
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a compilation wants to know of the world."""
+
+    secrets: frozenset[SecretRef]  #: entries whose digests it wants
+    keys: frozenset[KeySource]  #: where the keys of token issuers are
 
 
-def key_sources(tenants: Iterable[Resource]) -> frozenset[KeySource]:
-    """Where the issuers' keys are that well-formed Tenants name: what `compile_pool` wants keys of."""
-    return frozenset(
-        source
-        for tenant in tenants
-        if (spec := parse(tenant, TenantSpec).spec)
-        for source in sources(tenant, spec)
-    )
+def needs(tenants: Iterable[Resource], pools: Iterable[Resource]) -> Needs:
+    """What well-formed objects name outside themselves."""
+    secrets: set[SecretRef] = set()
+    keys: set[KeySource] = set()
+    for tenant in tenants:
+        spec = parse(tenant, TenantSpec).spec
+        if spec is not None:
+            api_keys = (identity.api_key for identity in spec.identity)
+            secrets.update(secret_ref(tenant, key.secret_ref) for key in api_keys if key is not None)
+            keys.update(sources(tenant, spec))
+    for pool in pools:
+        its = parse(pool, ServingPoolSpec).spec
+        secrets.update(secret_ref(pool, ref) for ref in (its.hop_tokens if its else ()))
+    return Needs(frozenset(secrets), frozenset(keys))
 
 
 def compile_pool(
@@ -91,9 +87,9 @@ def compile_pool(
 ) -> Compiled:
     """Compile one pool. Objects of other namespaces are not looked at.
 
-    `pools` are the namespace's pools (this one among them or not). `digests` maps each of `secret_refs` to
-    `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
-    Secret. `keys` maps each of `key_sources` to what `jwks.read_jwks` made of it, or to why there is nothing.
+    `pools` are the namespace's pools (this one among them or not). `digests` maps each of `needs().secrets`
+    to `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
+    Secret. `keys` maps each of `needs().keys` to what `jwks.read_jwks` made of it, or to why it has none.
     `salt` is hex, at least 32 digits, and stays the same over a pool's life.
     """
     namespace = _judge(pool.key.namespace, tenants, applications, digests, keys)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
-from fairserve_operator.decide.compilation import Compiled, compile_pool
+from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
 from fairserve_operator.decide.jwks import KeySet, KeySource, KeysProblem, known_keys, secret_keys
@@ -62,8 +62,7 @@ class Gathered:
     pools: tuple[Resource, ...]
     tenants: tuple[Resource, ...]
     applications: tuple[Resource, ...]
-    refs: frozenset[SecretRef]
-    sources: frozenset[KeySource]
+    needs: Needs
 
 
 class Pool:
@@ -167,8 +166,8 @@ class Pool:
                 gathered.pools,
                 gathered.tenants,
                 gathered.applications,
-                digests(store, gathered.refs, salt),
-                issuer_keys(store, self._world.keyring, gathered.sources, boot.keys),
+                digests(store, gathered.needs.secrets, salt),
+                issuer_keys(store, self._world.keyring, gathered.needs.keys, boot.keys),
                 salt,
             )
             self._candidate_of = gathered.revision, salt

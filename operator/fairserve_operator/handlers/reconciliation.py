@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from fairserve_operator.decide.compilation import examine, key_sources, secret_refs
+from fairserve_operator.decide.compilation import examine, needs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
 from fairserve_operator.decide.status import Delivery, application_status, tenant_status
@@ -89,15 +89,14 @@ class Namespace:
         if self._gathered is not None and self._gathered.revision == revision:
             return self._gathered
         tenants, pools = store.objects(self._name, TENANT), store.objects(self._name, SERVING_POOL)
-        sources = key_sources(tenants)
-        self._world.keyring.want(self._name, {each for each in sources if isinstance(each, str)})
+        wanted = needs(tenants, pools)
+        self._world.keyring.want(self._name, {each for each in wanted.keys if isinstance(each, str)})
         return Gathered(
             revision=revision,
             pools=pools,
             tenants=tenants,
             applications=store.objects(self._name, APPLICATION),
-            refs=secret_refs(tenants, pools),
-            sources=sources,
+            needs=wanted,
         )
 
     async def _pool(self, resource: Resource) -> Pool:
@@ -120,8 +119,8 @@ class Namespace:
         for pool in self._pools.values():
             if pool.compiled is not None:
                 return pool.compiled.conditions
-        found = digests(self._world.store, gathered.refs, _ANY_SALT)
-        keys = issuer_keys(self._world.store, self._world.keyring, gathered.sources, {})
+        found = digests(self._world.store, gathered.needs.secrets, _ANY_SALT)
+        keys = issuer_keys(self._world.store, self._world.keyring, gathered.needs.keys, {})
         return examine(gathered.tenants, gathered.applications, found, keys)
 
     def _held(self, key: ObjectKey) -> Mapping[str, Any] | None:

@@ -7,7 +7,7 @@ import pytest
 from fairserve.config import ApiKeyConfig, HeaderIdentityConfig, LearningConfig, LimitConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve_operator.decide import sections
-from fairserve_operator.decide.compilation import Compiled, compile_pool, examine, secret_refs
+from fairserve_operator.decide.compilation import Compiled, compile_pool, examine, needs
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from tests.unit.operator.builders import (
@@ -359,13 +359,13 @@ def test_examine_says_what_compilation_says() -> None:
     assert judged == {r.key: result.conditions[r.key] for r in (*tenants, *applications)}
 
 
-def test_secret_refs_are_those_of_well_formed_objects() -> None:
+def test_secrets_that_are_needed_are_those_of_well_formed_objects() -> None:
     tenants = [
         tenant("a", identity=[api_key("s"), header("x", "y")]),
         tenant("broken", weight=0, identity=[api_key("t")]),
     ]
     pools = [pool(hopTokens=[{"name": "hop", "key": "token"}]), pool("broken", hopTokens=[{"name": "x"}])]
-    assert secret_refs(tenants, pools) == {
+    assert needs(tenants, pools).secrets == {
         SecretRef(NAMESPACE, "s", "api-key"),
         SecretRef(NAMESPACE, "hop", "token"),
     }

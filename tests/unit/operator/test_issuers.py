@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fairserve.config import TokenIssuerConfig
-from fairserve_operator.decide.compilation import Compiled, key_sources
+from fairserve_operator.decide.compilation import Compiled, needs
 from fairserve_operator.decide.conditions import CONFLICTED, RESOLVED_REFS
 from fairserve_operator.decide.jwks import CLUSTER, KeysProblem
 from fairserve_operator.decide.resources import SecretRef
@@ -75,17 +75,17 @@ def test_keys_may_come_from_a_secret() -> None:
     ref = {"name": "jwks", "key": "keys.json"}
     a = tenant("a", identity=[jwt(jwksUri=None, jwksSecretRef=ref)])
     source = SecretRef(NAMESPACE, "jwks", "keys.json")
-    assert key_sources([a]) == {source}
+    assert needs([a], []).keys == {source}
     (it,) = issuers(compiled([a], keys={source: key_set("s")})).values()
     assert it.source == "secret:jwks/keys.json"
 
 
-def test_key_sources_are_those_of_well_formed_tenants() -> None:
+def test_keys_that_are_needed_are_those_of_well_formed_tenants() -> None:
     tenants = [
         tenant("a", identity=[jwt(), service_account("x")]),
         tenant("broken", weight=0, identity=[jwt(jwksUri="https://elsewhere.example/")]),
     ]
-    assert key_sources(tenants) == {JWKS_URI, CLUSTER}
+    assert needs(tenants, []).keys == {JWKS_URI, CLUSTER}
 
 
 @pytest.mark.parametrize(
