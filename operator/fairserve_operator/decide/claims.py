@@ -128,12 +128,16 @@ def _application_problem(path: str, name: str | None, applications: Mapping[str,
 
 
 def _secret_problem(path: str, ref: SecretKeyRef, problem: SecretProblem) -> Problem:
-    what = {
+    return Problem(problem.value, f"{path}.secretRef: {secret_words(ref, problem)}")
+
+
+def secret_words(ref: SecretKeyRef | SecretRef, problem: SecretProblem) -> str:
+    """What is wrong with an entry of a Secret, for people."""
+    return {
         SecretProblem.SECRET_MISSING: f'Secret "{ref.name}" not found',
         SecretProblem.KEY_MISSING: f'Secret "{ref.name}" has no key "{ref.key}"',
         SecretProblem.EMPTY: f'key "{ref.key}" of Secret "{ref.name}" is empty',
     }[problem]
-    return Problem(problem.value, f"{path}.secretRef: {what}")
 
 
 def first_reason(problems: Sequence[Problem]) -> str:

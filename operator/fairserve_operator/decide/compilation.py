@@ -13,12 +13,20 @@ from dataclasses import dataclass
 
 from fairserve.config import ApplicationConfig, SchedulerConfig, TenantConfig, canonical_json
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
-from fairserve_operator.decide.claims import Claims, Digests, first_reason, resolve, secret_ref
+from fairserve_operator.decide.claims import (
+    Claims,
+    Digests,
+    Problem,
+    first_reason,
+    resolve,
+    secret_ref,
+    secret_words,
+)
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef
+from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
-from fairserve_operator.decide.signals import OverloadPlan, overload_plan
+from fairserve_operator.decide.signals import OverloadPlan, overload_plan, prometheus_refs
 from fairserve_operator.decide.specs import Parsed, joined, oldest_first, parse
 
 
@@ -50,9 +58,14 @@ class _Namespace:
     claims: Claims
 
 
-def secret_refs(tenants: Iterable[Resource]) -> frozenset[SecretRef]:
-    """The Secret entries that well-formed Tenants name: what `compile_pool` wants digests of."""
+def secret_refs(tenants: Iterable[Resource], pools: Iterable[Resource] = ()) -> frozenset[SecretRef]:
+    """The Secret entries that well-formed objects name: what `compile_pool` wants digests of."""
     return frozenset(
+        ref
+        for pool in pools
+        if (pool_spec := parse(pool, ServingPoolSpec).spec)
+        for ref in prometheus_refs(pool.key.namespace, pool_spec).values()
+    ) | frozenset(
         secret_ref(tenant, identity.api_key.secret_ref)
         for tenant in tenants
         if (spec := parse(tenant, TenantSpec).spec)
@@ -80,7 +93,7 @@ def compile_pool(
     parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
     conflicts = selector_conflicts(parsed)
     conditions = _namespace_conditions(namespace)
-    conditions |= {p.resource.key: _pool_conditions(p, conflicts) for p in parsed}
+    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests) for p in parsed}
     resources = [p.resource for p in namespace.tenants]
     resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
     observed = {resource.key: resource.generation for resource in resources}
@@ -151,16 +164,37 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
     return accepted, resolved
 
 
-def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts) -> tuple[Condition, ...]:
+def _pool_conditions(
+    pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts, digests: Digests
+) -> tuple[Condition, ...]:
     key, generation = pool.resource.key, pool.resource.generation
     if key in conflicts.lost:
         refused: Parsed[ServingPoolSpec] = Parsed(pool.resource, None, conflicts.lost[key])
         mine = _own_conditions(refused, reason="SelectorConflict")
     else:
         mine = _own_conditions(pool)
+        if problems := _prometheus_problems(pool, digests):
+            message = joined([problem.message for problem in problems])
+            unresolved = Condition(
+                RESOLVED_REFS, "False", first_reason(problems), message, pool.resource.generation
+            )
+            mine = mine[0], unresolved
     if messages := conflicts.messages.get(key):
         return *mine, _conflicted("SelectorConflict", messages, generation)
     return mine
+
+
+def _prometheus_problems(pool: Parsed[ServingPoolSpec], digests: Digests) -> list[Problem]:
+    """What of the credentials is not there. The pool goes on all the same: its signals have no value."""
+    if pool.spec is None:
+        return []
+    refs = prometheus_refs(pool.resource.key.namespace, pool.spec)
+    found = {path: (ref, digests.get(ref, SecretProblem.SECRET_MISSING)) for path, ref in refs.items()}
+    return [
+        Problem(digest.value, f"{path}: {secret_words(ref, digest)}")
+        for path, (ref, digest) in found.items()
+        if isinstance(digest, SecretProblem)
+    ]
 
 
 def _own_conditions(

@@ -211,6 +211,7 @@ class Pool:
                 self.resource.key,
                 plan,
                 self._world.metrics,
+                lambda ref: secret_value(self._world.store, ref),
                 self._world.clock,
                 stored.status if stored else None,
                 self.delivery.order,
@@ -242,14 +243,22 @@ class Pool:
 
 def digests(store: Store, refs: frozenset[SecretRef], salt: str) -> dict[SecretRef, str | SecretProblem]:
     """Look up each Secret entry and make it the digest that travels, or say why there is none."""
-    return {ref: _digest(store.secret(ref.namespace, ref.name), ref, salt) for ref in refs}
+    return {ref: _digest(secret_value(store, ref), salt) for ref in refs}
 
 
-def _digest(values: Mapping[str, bytes] | None, ref: SecretRef, salt: str) -> str | SecretProblem:
+def secret_value(store: Store, ref: SecretRef) -> bytes | SecretProblem:
+    """Look up a Secret entry. Its value has no space around it."""
+    values = store.secret(ref.namespace, ref.name)
     if values is None:
         return SecretProblem.SECRET_MISSING
     if ref.key not in values:
         return SecretProblem.KEY_MISSING
     # Headers carry neither line ends nor spaces around a value; `kubectl create secret --from-file` does.
-    key = values[ref.key].decode("latin-1").strip()
+    return values[ref.key].strip() or SecretProblem.EMPTY
+
+
+def _digest(value: bytes | SecretProblem, salt: str) -> str | SecretProblem:
+    if isinstance(value, SecretProblem):
+        return value
+    key = value.decode("latin-1").strip()
     return key_digest(salt, key) if key else SecretProblem.EMPTY

@@ -88,13 +88,13 @@ class Namespace:
         revision = store.revision(self._name)
         if self._gathered is not None and self._gathered.revision == revision:
             return self._gathered
-        tenants = store.objects(self._name, TENANT)
+        tenants, pools = store.objects(self._name, TENANT), store.objects(self._name, SERVING_POOL)
         return Gathered(
             revision=revision,
-            pools=store.objects(self._name, SERVING_POOL),
+            pools=pools,
             tenants=tenants,
             applications=store.objects(self._name, APPLICATION),
-            refs=secret_refs(tenants),
+            refs=secret_refs(tenants, pools),
         )
 
     async def _pool(self, resource: Resource) -> Pool:

@@ -53,13 +53,13 @@ def compile_folder(
     if override:
         pool = replace(pool, spec=_laid_over(pool.spec, override))
     namespace = pool.key.namespace
-    tenants = objects.resources(TENANT, namespace)
+    tenants, pools = objects.resources(TENANT, namespace), objects.resources(SERVING_POOL, namespace)
     compiled = compile_pool(
         pool=pool,
-        pools=objects.resources(SERVING_POOL, namespace),
+        pools=pools,
         tenants=tenants,
         applications=objects.resources(APPLICATION, namespace),
-        digests=objects.digests(secret_refs(tenants), salt),
+        digests=objects.digests(secret_refs(tenants, pools), salt),
         salt=salt,
     )
     return pool, compiled
