@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -133,3 +134,13 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that leaves, or distrusts our certificate, is what tests are about."""
+
+
+def certificate(folder: Path, name: str, host: str = "localhost") -> tuple[Path, Path]:
+    """Make a certificate that has signed itself, and its key."""
+    files = folder / f"{name}.crt", folder / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{host}", "-days", "1"]
+    command += ["-keyout", str(files[1]), "-out", str(files[0])]
+    subprocess.run(command, check=True, capture_output=True)
+    return files

@@ -23,7 +23,7 @@ from fairserve_operator.clients.prometheus import (
     bearer,
 )
 from fairserve_operator.decide.signals import SIGNAL_LABEL
-from tests.fakes.prometheus import Answer, Asked, FakePrometheus, error, number, result, vector
+from tests.fakes.prometheus import Answer, Asked, FakePrometheus, certificate, error, number, result, vector
 from tests.integration.operating import PYTHONPATH
 from tests.parts.process import free_port
 
@@ -245,15 +245,6 @@ async def test_netrc_names_nobody(
     await read(Source(prometheus.url))
     await read(bearer(prometheus.url, "mine"))
     assert [asked.authorization for asked in prometheus.asked] == [None, "Bearer mine"]
-
-
-def certificate(folder: Path, name: str, host: str = "localhost") -> tuple[Path, Path]:
-    files = folder / f"{name}.crt", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{host}", "-days", "1"]
-    command += ["-keyout", str(files[1]), "-out", str(files[0])]
-    subprocess.run(command, check=True, capture_output=True)
-    return files
 
 
 async def test_only_the_given_ca_is_believed_unless_told_to_skip(tmp_path: Path) -> None:

@@ -211,7 +211,6 @@ class OverloadMachine:
             case Reason.UNKNOWN:
                 return _Cause(reason, _with("no signal has been read yet", failing))
 
-
     def _level(self, signal: SignalSettings) -> str:
         levels = f"threshold {signal.threshold:g}, clears below {signal.clear_threshold:g}"
         return f"{signal.name} is {self._signals[signal.name].value:g} ({levels})"
