@@ -152,6 +152,15 @@ async def test_threads_that_hang_are_few_and_delay_no_other_pool(prometheus: Fak
     client.close()
 
 
+async def test_a_thread_lets_go_of_an_answer_that_drips(prometheus: FakePrometheus) -> None:
+    drips = Answer(b"{", drips="body")
+    prometheus.answer = lambda asked: drips if asked.promql == "slow" else number("1")
+    async with connected(Source(prometheus.url)) as connection:
+        late = await asyncio.gather(*(connection.query("slow", SHORT_S) for _ in range(16)))
+        assert {reading.kind for reading in late} == {"late"}
+        assert await connection.query("up", TIMEOUT_S) == Reading(1.0)
+
+
 async def test_the_loop_goes_on_while_queries_hang(prometheus: FakePrometheus) -> None:
     prometheus.answer = lambda _: None
     async with connected(Source(prometheus.url)) as connection:

@@ -256,7 +256,7 @@ class _Transport(HTTPAdapter):
         ends = time.monotonic() + float(timeout)
         response = super().send(request, True, timeout, *args, **options)
         body = io.BytesIO()
-        while chunk := response.raw.read(_CHUNK, decode_content=True):
+        while chunk := response.raw.read1(_CHUNK, decode_content=True):
             body.write(chunk)
             if body.tell() > _LONGEST_ANSWER:
                 response.close()
@@ -299,7 +299,7 @@ def _tls(source: Source) -> ssl.SSLContext | None:
     if not source.verify:
         # Whoever asked for it has been told; a warning for each query tells nobody.
         urllib3.disable_warnings(InsecureRequestWarning)
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
     return None if source.ca_pem is None else ssl.create_default_context(cadata=source.ca_pem)

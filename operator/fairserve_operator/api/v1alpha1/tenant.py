@@ -42,7 +42,7 @@ class SecretKeyRef(Model):
 
     name: Name = Field(description="Name of the Secret.")
     key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(
-        description="Key in the Secret's data. White space around its value does not count."
+        description="Key in the Secret's data. White space around its value doesn't count."
     )
 
 
