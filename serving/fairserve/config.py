@@ -308,8 +308,10 @@ class OverloadConfig(_Document):
 
     stale_after_s: Seconds = 30.0
     on_stale: OnStale = OnStale.HOLD
-    #: Whether this pod's own saturation >= 1 arms OIT as well.
+    #: Whether this pod's own saturation arms OIT as well: see `fairserve.overload.saturation.arming`.
     arm_locally: bool = False
+    #: How long it stays armed by itself after its saturation has cleared.
+    hold_down_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
 
 
 class SchedulerConfig(_Document):

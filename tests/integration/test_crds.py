@@ -23,12 +23,18 @@ JWT: dict[str, Any] = {
     "jwt": {"issuer": "https://id.example", "jwksUri": "https://id.example/keys", "audience": "llm"}
 }
 SIGNAL = {"name": "s", "threshold": 1, "query": "up"}
+ENTRY = {"name": "prometheus", "key": "k"}
+BASIC = {"username": ENTRY, "password": ENTRY}
 SPECS = {kind.name: kind.spec for kind in KINDS}
 
 
 def token(**changes: Any) -> dict[str, Any]:
     """A Tenant known by a token."""
     return {"identity": [{"jwt": {**JWT["jwt"], **changes}}]}
+
+
+def prometheus(**fields: Any) -> dict[str, Any]:
+    return {**POOL, "overload": {"prometheus": {"url": "https://prometheus:9090", **fields}}}
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +115,30 @@ def manifest(kind: str, spec: dict[str, Any], name: str = "x") -> str:
             "clearThreshold must be below threshold",
         ),
         ("ServingPool", {**POOL, "overload": {"signals": [SIGNAL, SIGNAL]}}, "Duplicate value"),
-        ("ServingPool", {**POOL, "overload": {"staleAfter": "5s"}}, "staleAfter must be longer than"),
+        (
+            "ServingPool",
+            {**POOL, "overload": {"signals": [{**SIGNAL, "query": " (`5`)"}]}},
+            "is a text in quotes, not PromQL",
+        ),
+        ("ServingPool", {**POOL, "overload": {"evaluationInterval": "99ms"}}, "must be at least 100ms"),
+        ("ServingPool", prometheus(auth={}), "exactly one of bearerToken, basic is allowed"),
+        (
+            "ServingPool",
+            prometheus(auth={"bearerToken": {"secretRef": ENTRY}, "basic": BASIC}),
+            "exactly one of bearerToken, basic is allowed",
+        ),
+        ("ServingPool", prometheus(auth={"basic": {"username": ENTRY}}), "password: Required value"),
+        (
+            "ServingPool",
+            prometheus(tls={"ca": ENTRY, "insecureSkipVerify": True}),
+            "insecureSkipVerify makes ca pointless",
+        ),
+        (
+            "ServingPool",
+            prometheus(url="http://prometheus:9090", tls={"ca": ENTRY}),
+            "tls needs a url that begins with https://",
+        ),
+        ("ServingPool", {**POOL, "overload": {"staleAfter": "5s"}}, "staleAfter must be at least twice"),
         ("ServingPool", {**POOL, "defaultTenant": {"mode": "Reject", "weight": 1}}, "Reject admits nobody"),
         ("ServingPool", {**POOL, "trustedProxies": ["10.0.0.0"]}, "spec.trustedProxies[0]"),
         ("ServingPool", {**POOL, "hopTokens": [{"name": "s"}]}, "spec.hopTokens[0].key: Required value"),
@@ -146,6 +175,10 @@ def test_api_server_and_models_refuse_the_same(
         ("ServingPool", {**POOL, "queue": {"maxBytes": "16Gi"}, "hopTokens": [{"name": "s", "key": "k"}]}),
         ("ServingPool", POOL),
         ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "for": "1h30m"}], "holdDown": "0s"}}),
+        ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "query": """{"vllm:up"} > 0"""}]}}),
+        ("ServingPool", {**POOL, "overload": {"staleAfter": "10s"}}),
+        ("ServingPool", prometheus(auth={"basic": BASIC}, tls={"ca": ENTRY, "insecureSkipVerify": False})),
+        ("ServingPool", prometheus(url="http://p", auth={"bearerToken": {"secretRef": ENTRY}})),
     ],
 )
 def test_a_spec_is_stored_as_it_was_written(with_crds: ControlPlane, kind: str, spec: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import random
 import pytest
 
 from fairserve.difference import MEDIA_TYPE, Difference, diff
+from fairserve.sidecar.configuration import read_document
 from fairserve.sidecar.options import Address, SidecarOptions
 from fairserve.sidecar.service import Sidecar
 from tests.fakes.engine import Reply, Seen, answer_at_once, answers_after, token_event
@@ -269,12 +270,33 @@ async def test_ended_lease_follows_on_stale(tmp_path, engine):
 
 async def test_own_saturation_arms_where_that_is_on(tmp_path, engine):
     engine.kv_use = 1.0
-    config = document(overload={"arm_locally": True, "on_stale": "Disarm"})
+    config = document(overload={"arm_locally": True, "on_stale": "Disarm", "hold_down_s": 0.0})
     async with running_sidecar(tmp_path, engine, config) as sidecar:
         await eventually(lambda: sidecar.scheduler.armed, "saturation arms")
-        assert sidecar.state()["overload"]["source"] == "Local"
+        told = sidecar.state()["overload"]
+        assert (told["source"], told["reason"]) == (
+            "Local",
+            "saturation is 1.05263 (threshold 1, clears below 0.8)",
+        )
         engine.kv_use = 0.1
         await eventually(lambda: not sidecar.scheduler.armed, "saturation is gone")
+
+
+async def test_own_saturation_that_hovers_does_not_flap(tmp_path, engine):
+    engine.kv_use = 1.0
+    overload_section = {"arm_locally": True, "on_stale": "Disarm", "hold_down_s": 3600}
+    async with running_sidecar(tmp_path, engine, document(overload=overload_section)) as sidecar:
+        await eventually(lambda: sidecar.scheduler.armed, "saturation arms")
+        for kv_use in (0.9, 0.1):  # Below what arms; below what clears, but not for as long as hold_down_s.
+            engine.kv_use = kv_use
+            await eventually(
+                lambda kv_use=kv_use: sidecar.watch.sample.kv_use == kv_use, "the engine is read"
+            )
+            assert await overload(sidecar, armed=False)
+            assert sidecar.scheduler.armed
+        off = document(generation=2, overload={**overload_section, "arm_locally": False})
+        sidecar.configure(read_document(off.to_bytes()))
+        assert not sidecar.scheduler.armed
 
 
 async def test_full_queue_and_timeout_are_503(tmp_path, engine):

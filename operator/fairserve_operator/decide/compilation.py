@@ -13,14 +13,22 @@ from dataclasses import dataclass
 
 from fairserve.config import ApplicationConfig, SchedulerConfig, TenantConfig, canonical_json
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
-from fairserve_operator.decide.claims import Claims, Digests, first_reason, hop_tokens, resolve, secret_ref
+from fairserve_operator.decide.claims import (
+    Claims,
+    Digests,
+    Problem,
+    first_reason,
+    hop_tokens,
+    resolve,
+    secret_ref,
+)
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef
+from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
-from fairserve_operator.decide.signals import OverloadPlan, overload_plan
+from fairserve_operator.decide.signals import OverloadPlan, overload_plan, prometheus_refs
 from fairserve_operator.decide.specs import Parsed, joined, oldest_first, parse
 
 
@@ -72,7 +80,9 @@ def needs(tenants: Iterable[Resource], pools: Iterable[Resource]) -> Needs:
             keys.update(sources(tenant, spec))
     for pool in pools:
         its = parse(pool, ServingPoolSpec).spec
-        secrets.update(secret_ref(pool, ref) for ref in (its.hop_tokens if its else ()))
+        if its is not None:
+            secrets.update(secret_ref(pool, ref) for ref in its.hop_tokens)
+            secrets.update(prometheus_refs(pool.key.namespace, its).values())
     return Needs(frozenset(secrets), frozenset(keys))
 
 
@@ -194,12 +204,26 @@ def _pool_conditions(
     else:
         mine = _own_conditions(pool)
         _, problems = hop_tokens(pool.resource, pool.spec, digests) if pool.spec else ((), [])
+        problems += _prometheus_problems(pool, digests)
         if problems:
             message = joined([problem.message for problem in problems])
             mine = mine[0], Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
     if messages := conflicts.messages.get(key):
         return *mine, _conflicted("SelectorConflict", messages, generation)
     return mine
+
+
+def _prometheus_problems(pool: Parsed[ServingPoolSpec], digests: Digests) -> list[Problem]:
+    """What of the credentials is not there. The pool goes on all the same: its signals have no value."""
+    if pool.spec is None:
+        return []
+    refs = prometheus_refs(pool.resource.key.namespace, pool.spec)
+    found = {path: (ref, digests.get(ref, SecretProblem.SECRET_MISSING)) for path, ref in refs.items()}
+    return [
+        Problem(digest.value, f"{path}: {digest.of(ref.name, ref.key)}")
+        for path, (ref, digest) in found.items()
+        if isinstance(digest, SecretProblem)
+    ]
 
 
 def _own_conditions(

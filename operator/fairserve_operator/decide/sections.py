@@ -107,6 +107,7 @@ def pool_config(
                     "stale_after_s": duration_s(spec.overload.stale_after),
                     "on_stale": spec.overload.on_stale,
                     "arm_locally": spec.overload.arm_locally,
+                    "hold_down_s": duration_s(spec.overload.hold_down),
                 }
             ),
             "identity": IdentityConfig(

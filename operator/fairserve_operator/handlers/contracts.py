@@ -5,12 +5,12 @@ The classes of `fairserve_operator.clients` fit these; so do the fakes of the un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from fairserve_operator.clients.jwks import Unfetched
 from fairserve_operator.clients.kubernetes_client import Census, Written
-from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.prometheus import Reading, Source
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -80,9 +80,32 @@ class Sidecars(Protocol):
         ...
 
 
+class MetricsConnection(Protocol):
+    """One pool's way to its Prometheus. No method takes longer than `timeout_s` seconds."""
+
+    @property
+    def source(self) -> Source:
+        """Where it leads."""
+        ...
+
+    async def query(self, promql: str, timeout_s: float) -> Reading:
+        """The value of a query that yields one number."""
+        ...
+
+    async def query_jointly(
+        self, promql: str, label: str, names: Sequence[str], timeout_s: float
+    ) -> Mapping[str, Reading] | None:
+        """The values of the series that carry these names as `label`; None if the query was refused."""
+        ...
+
+    def close(self) -> None:
+        """Ask no more."""
+        ...
+
+
 class Metrics(Protocol):
     """Prometheus servers."""
 
-    async def query(self, url: str, promql: str, timeout_s: float) -> Reading:
-        """The value of a query that yields one number, after `timeout_s` seconds at the latest."""
+    def connect(self, source: Source) -> MetricsConnection:
+        """Make a way to one of them."""
         ...

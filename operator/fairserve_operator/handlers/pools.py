@@ -214,6 +214,7 @@ class Pool:
                 self.resource.key,
                 plan,
                 self._world.metrics,
+                lambda ref: secret_value(self._world.store, ref),
                 self._world.clock,
                 stored.status if stored else None,
                 self.delivery.order,
@@ -245,7 +246,7 @@ class Pool:
 
 def digests(store: Store, refs: frozenset[SecretRef], salt: str) -> dict[SecretRef, str | SecretProblem]:
     """Look up each Secret entry and make it the digest that travels, or say why there is none."""
-    found = {ref: _entry(store, ref) for ref in refs}
+    found = {ref: secret_value(store, ref) for ref in refs}
     return {
         ref: entry if isinstance(entry, SecretProblem) else key_digest(salt, entry.decode("latin-1"))
         for ref, entry in found.items()
@@ -259,12 +260,13 @@ def issuer_keys(
     return {
         source: known_keys(keyring.found(source), before.get(source))
         if isinstance(source, str)
-        else secret_keys(source, _entry(store, source))
+        else secret_keys(source, secret_value(store, source))
         for source in sources
     }
 
 
-def _entry(store: Store, ref: SecretRef) -> bytes | SecretProblem:
+def secret_value(store: Store, ref: SecretRef) -> bytes | SecretProblem:
+    """Look up a Secret entry. Its value has no space around it."""
     values = store.secret(ref.namespace, ref.name)
     if values is None:
         return SecretProblem.SECRET_MISSING

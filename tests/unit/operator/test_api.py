@@ -169,7 +169,7 @@ def signal(**fields: Any) -> dict[str, Any]:
         (
             ServingPoolSpec,
             {**SELECTOR, "overload": {"staleAfter": "5s"}},
-            "spec.overload: staleAfter must be longer than evaluationInterval",
+            "spec.overload: staleAfter must be at least twice evaluationInterval",
         ),
         (
             ServingPoolSpec,

@@ -385,3 +385,30 @@ def test_parts_change_with_what_an_object_contributes_and_only_then() -> None:
 def test_observed_generations_are_those_compiled() -> None:
     a = tenant("a", generation=7)
     assert compiled([a]).observed[a.key] == 7
+
+
+def secured(**prometheus: object) -> Resource:
+    return pool(overload={"prometheus": {"url": "https://p", **prometheus}})
+
+
+def test_missing_credentials_of_prometheus_are_named_and_the_pool_goes_on() -> None:
+    ref = {"name": "s", "key": "api-key"}
+    this = secured(auth={"bearerToken": {"secretRef": ref}}, tls={"ca": {"name": "t", "key": "api-key"}})
+    result = compiled(secrets={"s": SecretProblem.EMPTY}, this=this)
+    assert result.config is not None
+    resolved = condition(result, this, RESOLVED_REFS)
+    assert (resolved.status, resolved.reason) == ("False", "SecretEmpty")
+    assert resolved.message == (
+        'spec.overload.prometheus.auth.bearerToken.secretRef: key "api-key" of Secret "s" is empty; '
+        'spec.overload.prometheus.tls.ca: Secret "t" not found'
+    )
+    assert (
+        condition(compiled(secrets={"s": "k", "t": "PEM"}, this=this), this, RESOLVED_REFS).status == "True"
+    )
+    assert "PEM" not in repr(compiled(secrets={"s": "k", "t": "PEM"}, this=this))
+
+
+def test_needs_have_the_credentials_of_well_formed_pools() -> None:
+    basic = {"username": {"name": "u", "key": "k"}, "password": {"name": "p", "key": "k"}}
+    pools = [secured(auth={"basic": basic}), secured(auth={"basic": {}}), pool("plain")]
+    assert needs([], pools).secrets == {SecretRef(NAMESPACE, "u", "k"), SecretRef(NAMESPACE, "p", "k")}

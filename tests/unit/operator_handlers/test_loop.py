@@ -264,7 +264,7 @@ async def test_overload_is_told_recorded_and_published() -> None:
     overload = {
         "prometheus": {"url": "http://p"},
         "signals": [signal],
-        "evaluationInterval": "10ms",
+        "evaluationInterval": "100ms",
         "staleAfter": "60s",
     }
     async with operating(overload) as operated:

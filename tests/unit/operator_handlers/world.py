@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fairserve_operator.clients.kubernetes_client import Census, Written
-from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.prometheus import Reading, Source
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -139,15 +139,47 @@ class FakeSidecars:
 
 
 class FakeMetrics:
-    """A Prometheus whose every query gives `reading`."""
+    """A Prometheus whose every query gives `reading`, or what `readings` has for it.
+
+    `refused` are queries that it calls wrong, which spoils joint ones with them.
+    """
 
     def __init__(self) -> None:
         self.reading = Reading(0.0)
+        self.readings: dict[str, Reading] = {}
+        self.refused: set[str] = set()
         self.queries: list[tuple[str, str, float]] = []
+        self.connections: list[FakeConnection] = []
 
-    async def query(self, url: str, promql: str, timeout_s: float) -> Reading:
-        self.queries.append((url, promql, timeout_s))
-        return self.reading
+    def connect(self, source: Source) -> FakeConnection:
+        self.connections.append(FakeConnection(self, source))
+        return self.connections[-1]
+
+
+class FakeConnection:
+    def __init__(self, metrics: FakeMetrics, source: Source) -> None:
+        self.source = source
+        self.closed = False
+        self._metrics = metrics
+
+    async def query(self, promql: str, timeout_s: float) -> Reading:
+        assert not self.closed
+        self._metrics.queries.append((self.source.url, promql, timeout_s))
+        if promql in self._metrics.refused:
+            return Reading(None, "parse error", "refused")
+        return self._metrics.readings.get(promql, self._metrics.reading)
+
+    async def query_jointly(
+        self, promql: str, label: str, names: Sequence[str], timeout_s: float
+    ) -> Mapping[str, Reading] | None:
+        assert not self.closed
+        self._metrics.queries.append((self.source.url, promql, timeout_s))
+        if any(each in promql for each in self._metrics.refused):
+            return None
+        return {name: self._metrics.readings.get(name, self._metrics.reading) for name in names}
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeWorld:
