@@ -28,6 +28,7 @@ class Limits:
 
     max_head_bytes: int = 65_536  #: request line and headers: 431 above
     max_body_bytes: int = 64 * 1024 * 1024  #: 413 above
+    unasked_body_bytes: int = 65_536  #: of a longer body no more is read if its head is enough to refuse it
     max_buffered_bytes: int = 65_536  #: unsent answer at which the engine's side is no longer read
     head_timeout_s: float = 20.0  #: from a request's first byte to the end of its headers: 408 after
     body_timeout_s: float = 120.0  #: from there to the end of its body: 408 after
