@@ -35,6 +35,7 @@ class Limits:
     keep_alive_s: float = 75.0  #: an idle connection is closed after
     stall_timeout_s: float = 300.0  #: a client that takes none of its answer is dropped after
     idle_session_s: float = 300.0  #: a WebSocket on which nothing passes is closed after
+    control_connections: int = 64  #: to the control port at once; above, strangers make room
     control_timeout_s: float = 20.0  #: a request to the control port may take, or its client to begin it
     connect_timeout_s: float = 2.0  #: how long connecting to the engine is tried for one call
 
