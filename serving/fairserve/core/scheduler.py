@@ -115,15 +115,19 @@ class Scheduler:
         """
         if not 0.0 <= cost <= MOST_TOKENS:
             raise CallError(f"absorbed cost is {cost}, must be within 0..{MOST_TOKENS:g}")
-        tenant = self.tenant(flow[0])
-        known = tenant.flow(flow[1])
-        # Who is idle would be lifted above what is added to an old counter.
-        self.order.lift(known)
-        units = cost * UNIT
-        known.counter += int(units)
-        tenant.counter += int(units / tenant.weight)
-        if not known.waiting and not known.running:
-            self.memory.idles(known, known.idle_since)
+        self._add(self.tenant(flow[0]).flow(flow[1]), cost * UNIT, 1.0)
+
+    def charge(self, call: Call, usage: Usage) -> int:
+        """Charge a (tenant, user) for what was computed here for a call that was never dispatched, like a
+        session's: its cost, in units, which it may have several of. Numbers that can't be count as nothing.
+        """
+        application = self._application(call.application)
+        flow = self.tenant(call.tenant).flow(call.user)
+        rate = unit_rate(application.typical, self.traffic.value, self._share)
+        units = int(price(sane(usage), call.system_tokens, self.settings.tokens) * rate)
+        self._add(flow, units, application.weight)
+        flow.tenant.service += units
+        return units
 
     # -- the life of a call -----------------------------------------------------------------------
 
@@ -508,6 +512,16 @@ class Scheduler:
         ticket.units = units
         if units < before:
             self.order.fell(flow)
+
+    def _add(self, flow: Flow, units: float, application_weight: float) -> None:
+        """Put on a flow's counter and its tenant's what no ticket stands for."""
+        tenant = flow.tenant
+        # Who is idle would be lifted above what is added to an old counter.
+        self.order.lift(flow)
+        flow.counter += int(units / application_weight)
+        tenant.counter += int(units / tenant.weight)
+        if not flow.waiting and not flow.running:
+            self.memory.idles(flow, flow.idle_since)
 
     def _refused(
         self, call: Call, flow: Flow, interaction: Interaction | None, refusal: Refusal, now: float
