@@ -37,7 +37,7 @@ from fairserve.core.interactions import Interaction
 from fairserve.core.memory import Memory
 from fairserve.core.orders import LeastServed, Order, head_start, order_of
 from fairserve.core.overflow import Overflow
-from fairserve.core.prediction import ApplicationState
+from fairserve.core.prediction import ApplicationState, input_tokens
 from fairserve.core.settings import ApplicationSettings, Profile, Settings, TenantSettings, validate
 
 _QUEUE_FULL: Final = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
@@ -321,9 +321,11 @@ class Scheduler:
         oldest = self.backlog.oldest
         return 0.0 if oldest is None else max(0.0, self._asked(now) - oldest.arrived)
 
-    def estimate_input(self, application: str, body_bytes: int) -> int:
-        """Prompt tokens to expect of a body of that size."""
-        return self._application(application).input_tokens(body_bytes)
+    def estimate_input(self, tenant: str, application: str, body_bytes: int) -> int:
+        """Prompt tokens to expect of a body of that size. No other tenant's calls have a say in it."""
+        known = self.backlog.tenants.get(tenant)
+        learned = None if known is None else known.bytes_per_token.get(self._application(application).name)
+        return input_tokens(learned, body_bytes)
 
     def profile(self, application: str) -> Profile:
         """The profile in force: as configured, or as learned."""

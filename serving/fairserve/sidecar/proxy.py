@@ -276,7 +276,7 @@ class Proxy:
         scheduler = self.dispatcher.scheduler
         profile = scheduler.application_settings(caller.application).profile
         if endpoint.bytes_per_token is None:
-            input_tokens = scheduler.estimate_input(caller.application, body_bytes)
+            input_tokens = scheduler.estimate_input(caller.tenant, caller.application, body_bytes)
         else:
             input_tokens = max(1, round(body_bytes / endpoint.bytes_per_token))
         interaction = caller.interaction
