@@ -230,6 +230,7 @@ class Sidecar:
             },
             "tenants": [{**tenant, "refused": refused.get(tenant["name"], 0)} for tenant in dump["tenants"]],
             "interactions": {"open": dump["open_interactions"]},
+            "realtime_sessions": len(self.proxy.sessions),
         }
 
     def _restore(self, snapshot: SnapshotFile) -> None:
