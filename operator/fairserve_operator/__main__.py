@@ -12,6 +12,7 @@ import typer
 
 from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
+from fairserve_operator.options import Options
 
 _log = logging.getLogger("fairserve_operator")
 
@@ -43,12 +44,35 @@ def main(
             show_default="the Pod's service account, else $KUBECONFIG, else ~/.kube/config",
         ),
     ] = None,
-    health: Annotated[
+    listen: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Answer liveness probes at http://HOST:PORT/healthz.",
+            help="Answer /healthz, /readyz and /metrics at http://HOST:PORT.",
             show_default="no such port",
+        ),
+    ] = None,
+    leader_elect: Annotated[
+        bool,
+        typer.Option(
+            "--leader-elect",
+            help="Act only while holding a Lease, for two replicas of which one acts. The others know "
+            "everything and take over within 15 s, or at once if the first ends in order.",
+        ),
+    ] = False,
+    lease_namespace: Annotated[
+        str | None,
+        typer.Option(help="Where the Lease is.", show_default="the kubeconfig's or the Pod's own"),
+    ] = None,
+    lease_name: Annotated[
+        str,
+        typer.Option(help="Name of the Lease. Operators of different namespaces need different ones."),
+    ] = "fairserve-operator",
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            help="Who holds the Lease, for people who look at it. A part of chance is added.",
+            show_default="the host's name, which is the Pod's",
         ),
     ] = None,
     log_format: Annotated[
@@ -81,15 +105,20 @@ def main(
         for name in namespace or ():
             if not _NAMESPACE.fullmatch(name):
                 raise SetupError(f"--namespace {name}: not the name of a namespace; patterns are not served")
-        endpoint = None if health is None else _endpoint(health)
-        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, endpoint))
+        for option, value in (("--lease-namespace", lease_namespace), ("--lease-name", lease_name)):
+            if value is not None and not _NAMESPACE.fullmatch(value):
+                raise SetupError(f"{option} {value}: not a name")
+        options = Options(
+            None if listen is None else _address(listen), leader_elect, lease_namespace, lease_name, identity
+        )
+        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options))
     except OperatorError as problem:
         _log.error("%s", problem)
         raise typer.Exit(1) from problem
 
 
 async def _operate(
-    namespaces: tuple[str, ...], everywhere: bool, kubeconfig: Path | None, endpoint: str | None
+    namespaces: tuple[str, ...], everywhere: bool, kubeconfig: Path | None, options: Options
 ) -> None:
     # Imported late: --help and a mistyped option should not wait for kopf and kubernetes.
     from fairserve_operator.clients.kubernetes_client import KubernetesClient
@@ -98,16 +127,16 @@ async def _operate(
     cluster = KubernetesClient(None if kubeconfig is None else str(kubeconfig))
     try:
         scope = (None,) if everywhere else namespaces or (cluster.own_namespace,)
-        await run(cluster, scope, endpoint)
+        await run(cluster, scope, options)
     finally:
         cluster.close()
 
 
-def _endpoint(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise SetupError(f"--health {address}: must be HOST:PORT, such as 0.0.0.0:8080")
-    return f"http://{address}/healthz"
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise SetupError(f"--listen {text}: must be HOST:PORT, such as 0.0.0.0:8080")
+    return host.strip("[]"), int(port)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.handlers.contracts import Clock, Metrics
 from fairserve_operator.handlers.delivery import OverloadOrder
 from fairserve_operator.handlers.tasks import wait_for_event
+from fairserve_operator.logs import about
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class OverloadWatch:
         if (state := stored_state(before or {})) is not None:
             self._machine.restore(*state, now=clock())
         self._replanned = asyncio.Event()
+        self.heard_at: float | None = None  #: when any signal had a value last
         #: The last verdict that said something new; None before the first evaluation.
         self.verdict: Verdict | None = None
 
@@ -81,11 +83,18 @@ class OverloadWatch:
         samples = await asyncio.gather(
             *(self._sample(plan, signal, promql) for signal, promql in plan.queries.items())
         )
+        if any(sample.value is not None for sample in samples):
+            self.heard_at = self._clock()
         verdict = self._machine.observe(samples, self._clock())
         if self.verdict is None or _told(self.verdict) != _told(verdict):
             self.verdict = verdict
             _log.info(
-                "%s in %s: %s: %s", self._pool, self._pool.namespace, verdict.state.value, verdict.message
+                "%s in %s: %s: %s",
+                self._pool,
+                self._pool.namespace,
+                verdict.state.value,
+                verdict.message,
+                extra=about(self._pool),
             )
             self._turned(verdict)
         self._tell(OverloadOrder(verdict.armed, plan.settings.stale_after_s, verdict.message))

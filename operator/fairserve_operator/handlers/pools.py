@@ -27,9 +27,11 @@ from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecr
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
+from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
+from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import compressed
 from fairserve_operator.manifests.events import event
 
@@ -49,6 +51,7 @@ class World:
     clock: Clock
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
+    measures: Measures = field(default_factory=Measures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,18 @@ class Pool:
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
 
+    async def prepare(self, resource: Resource, gathered: Gathered) -> bool:
+        """Compile what `reconcile` would aim at, and act on nothing; false if that must be tried again."""
+        try:
+            self._boot = await self._boots.read(resource, self._boot)
+        except (ApiServerError, ForeignSecretError) as problem:
+            _log.info(
+                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
+            )
+            return False
+        await self._compile(resource, gathered, self._boot.salt)
+        return True
+
     async def reconcile(self, resource: Resource, gathered: Gathered) -> bool:
         """Bring the sidecars' target up to date; false if that must be tried again."""
         try:
@@ -111,11 +126,13 @@ class Pool:
                 resource, await self._compile(resource, gathered, self._boot.salt), self._boot
             )
         except ConflictError as problem:
-            _log.info("%s", problem)
+            _log.info("%s", problem, extra=about(resource.key))
             self._boot = self._boot and self._boot.unread()
             return False
         except (ApiServerError, ForeignSecretError) as problem:
-            _log.warning("ServingPool %s/%s: %s", resource.key.namespace, resource.key.name, problem)
+            _log.warning(
+                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
+            )
             return False
         finally:
             await self._follow_pods()
@@ -150,6 +167,18 @@ class Pool:
         evaluated = self._watch is None or self._watch.verdict is not None
         return evaluated and self.delivery.settled
 
+    def view(self) -> PoolView:
+        """Tell what the gauges of `/metrics` say of it."""
+        key, delivery = self.resource.key, Delivery(self.resource.key.name, self.delivery.acks())
+        heard_at = None if self._watch is None else self._watch.heard_at
+        return PoolView(
+            namespace=key.namespace,
+            pool=key.name,
+            pods=delivery.total,
+            behind=len(delivery.behind(self._generation)),
+            signal_age_s=None if heard_at is None else max(0.0, self._world.clock() - heard_at),
+        )
+
     async def close(self) -> None:
         """Stop acting; the sidecars go on with what they have."""
         await self._stop_watching()
@@ -158,15 +187,16 @@ class Pool:
     async def _compile(self, resource: Resource, gathered: Gathered, salt: str) -> Compiled:
         if self._candidate is None or self._candidate_of != (gathered.revision, salt):
             # In a thread: it takes long with thousands of Tenants, and leases are renewed meanwhile.
-            self._candidate = await asyncio.to_thread(
-                compile_pool,
-                resource,
-                gathered.pools,
-                gathered.tenants,
-                gathered.applications,
-                digests(self._world.store, gathered.refs, salt),
-                salt,
-            )
+            with self._world.measures.compiling():
+                self._candidate = await asyncio.to_thread(
+                    compile_pool,
+                    resource,
+                    gathered.pools,
+                    gathered.tenants,
+                    gathered.applications,
+                    digests(self._world.store, gathered.refs, salt),
+                    salt,
+                )
             self._candidate_of = gathered.revision, salt
         return self._candidate
 

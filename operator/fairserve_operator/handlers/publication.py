@@ -17,6 +17,7 @@ from fairserve_operator.errors import ApiServerError, ConflictError, NotFoundErr
 from fairserve_operator.handlers.bodies import version
 from fairserve_operator.handlers.contracts import Cluster
 from fairserve_operator.handlers.store import Store
+from fairserve_operator.logs import about
 from fairserve_operator.manifests.status_patch import FIELD_MANAGER, status_patch
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Publication:
         except (NotFoundError, ConflictError):
             return True  # It is gone, or another object has its name now: its own event follows.
         except ApiServerError as problem:
-            _log.warning("%s", problem)
+            _log.warning("%s", problem, extra=about(resource.key))
             return False
         self._store.put_status(resource.key, version(written.body), written.body.get("status") or {})
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from fairserve_operator.decide.compilation import examine, secret_refs
@@ -11,6 +11,7 @@ from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
 from fairserve_operator.decide.status import Delivery, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
+from fairserve_operator.handlers.measures import PoolView
 from fairserve_operator.handlers.pools import Gathered, Pool, World, digests
 
 #: For a namespace without pools, where digests only show whether keys differ.
@@ -37,17 +38,21 @@ class Namespace:
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
 
+    async def prepare(self) -> bool:
+        """Compile what `reconcile` would act on, to have it at hand; false if that must be tried again."""
+        return await self._each(Pool.prepare)
+
     async def reconcile(self) -> bool:
         """Bring every pool up to date; false if one must be tried again."""
+        return await self._each(Pool.reconcile)
+
+    async def _each(self, act: Callable[[Pool, Resource, Gathered], Awaitable[bool]]) -> bool:
         gathered = self._gather()
         pools = [await self._pool(resource) for resource in gathered.pools]
         for gone in self._pools.keys() - {resource.key for resource in gathered.pools}:
             await self._close(self._pools.pop(gone))
         done = await asyncio.gather(
-            *(
-                pool.reconcile(resource, gathered)
-                for pool, resource in zip(pools, gathered.pools, strict=True)
-            )
+            *(act(pool, resource, gathered) for pool, resource in zip(pools, gathered.pools, strict=True))
         )
         self._gathered = gathered
         self._conditions = self._examined(gathered)
@@ -57,6 +62,10 @@ class Namespace:
     def settled(self) -> bool:
         """Whether the world has answered everything that it was asked."""
         return all(pool.settled for pool in self._pools.values())
+
+    def views(self) -> Iterator[PoolView]:
+        """What the gauges of `/metrics` say of each pool."""
+        return (pool.view() for pool in self._pools.values())
 
     def statuses(self) -> Iterator[tuple[Resource, Mapping[str, Any]]]:
         """The status that each object should have now, pools first."""

@@ -33,9 +33,9 @@ KEY = {"apiKey": {"secretRef": {"name": "team-a-key", "key": "api-key"}}}
 class Operated:
     """A world with the loop in it, and two pods."""
 
-    def __init__(self, world: FakeWorld, timing: Timing = TIMING) -> None:
+    def __init__(self, world: FakeWorld, timing: Timing = TIMING, acting: bool = True) -> None:
         self.world = world
-        self.loop = Loop(world.world, ("ns",), timing)
+        self.loop = Loop(world.world, ("ns",), timing, acting)
         self._version = 0
 
     def put(self, kind: str, name: str, spec: dict[str, Any], generation: int = 1) -> None:
@@ -73,10 +73,10 @@ class Operated:
 
 @asynccontextmanager
 async def operating(
-    overload: dict[str, Any] | None = None, timing: Timing = TIMING
+    overload: dict[str, Any] | None = None, timing: Timing = TIMING, acting: bool = True
 ) -> AsyncIterator[Operated]:
     async with fake_world() as world:
-        operated = Operated(world, timing)
+        operated = Operated(world, timing, acting)
         for name in ("a", "b"):
             world.store.put_pod(pod(name), 1)
         operated.put_secret("team-a-key", api_key=b"key of team a\n")
@@ -301,6 +301,35 @@ async def test_deleted_pool_is_no_longer_delivered() -> None:
         operated.loop.mark("ns")
         await rest()
         assert len(operated.world.sidecars.pushes) == pushes
+
+
+async def test_who_waits_compiles_and_tells_nobody() -> None:
+    async with operating(acting=False) as operated:
+        measures = operated.world.world.measures
+        compiled = b"fairserve_operator_compile_seconds_count 1.0"
+        await until(lambda: compiled in measures.exposition(), "the compilation")
+        await rest()
+        cluster, sidecars = operated.world.cluster, operated.world.sidecars
+        assert (cluster.secrets, cluster.statuses, sidecars.pushes, sidecars.looks) == ({}, [], [], [])
+        operated.loop.act(True)
+        await operated.until_condition("team-a", "Programmed", "True")
+        assert operated.loop.view().acting
+
+
+async def test_who_no_longer_acts_tells_nobody_more_and_may_act_again() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        cluster, sidecars = operated.world.cluster, operated.world.sidecars
+        operated.loop.act(False)
+        written, pushed = len(cluster.statuses), len(sidecars.pushes)
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        await asyncio.sleep(5 * (TIMING.burst_s + TIMING.settle_s))
+        assert (len(cluster.statuses), len(sidecars.pushes)) == (written, pushed)
+        operated.loop.act(True)
+        await until(lambda: operated.running() == {2}, "the change, late")
+        await until(
+            lambda: operated.condition("team-a", "Programmed")["observedGeneration"] == 2, "its status"
+        )
 
 
 async def test_who_vanished_unseen_is_forgotten() -> None:
