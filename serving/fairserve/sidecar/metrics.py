@@ -29,6 +29,7 @@ OTHER = "other"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _WAIT_BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+_LIMITS = frozenset({RefusalReason.USER_LIMIT, RefusalReason.TENANT_LIMIT, RefusalReason.APPLICATION_LIMIT})
 _DECISION_BUCKETS_S = (5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 1e-2)
 
 
@@ -139,6 +140,19 @@ class Metrics(Collector):
             lost = counts.outcomes.get(Outcome.REFUSED, 0) + counts.outcomes.get(Outcome.EVICTED, 0)
             refused[tenant] = refused.get(tenant, 0) + lost
         return refused
+
+    def refused_interactions(self) -> dict[str, float]:
+        """Interactions that a limit refused, by tenant; not those of Shadow."""
+        refused: dict[str, float] = {}
+        for (tenant, _), counts in self._calls.items():
+            for (reason, mode), count in counts.refusals.items():
+                if mode is ThrottlingMode.ENFORCE and reason in _LIMITS:
+                    refused[tenant] = refused.get(tenant, 0.0) + count
+        return refused
+
+    def service(self) -> dict[str, float]:
+        """Normalised service by tenant, in typical calls."""
+        return dict(self._service)
 
     def exposition(self) -> bytes:
         """The text of `/metrics`."""
