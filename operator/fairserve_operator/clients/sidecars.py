@@ -130,6 +130,13 @@ class SidecarClient:
             case other:
                 return _failure(other)
 
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        """All that a sidecar tells of itself, None where it gives no usable answer."""
+        match await self._call("GET", port, "/state"):
+            case 200, dict() as state:
+                return state
+        return None
+
     async def close(self) -> None:
         """Drop the connections."""
         await self._session.close()

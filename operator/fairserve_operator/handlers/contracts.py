@@ -66,6 +66,10 @@ class Sidecars(Protocol):
         """Which document a sidecar runs."""
         ...
 
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        """All that a sidecar tells of itself, None where it gives no usable answer."""
+        ...
+
 
 class Metrics(Protocol):
     """Prometheus servers."""

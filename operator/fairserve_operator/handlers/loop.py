@@ -122,7 +122,7 @@ class _Worker:
         self._world = world
         self._timing = timing
         self._namespace = Namespace(name, world, self._unpublished.set, self.changed.set)
-        self._publication = Publication(world.store, world.cluster)
+        self._publication = Publication(world.store, world.cluster, world.clock)
 
     def start(self) -> None:
         self._running = [

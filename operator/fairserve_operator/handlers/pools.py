@@ -17,6 +17,8 @@ from typing import Any, Literal
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
+from fairserve_operator.clients.sidecars import ControlPort
+from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.compilation import Compiled, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
@@ -29,7 +31,8 @@ from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidec
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
 from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
-from fairserve_operator.handlers.store import Store
+from fairserve_operator.handlers.store import Pod, Store
+from fairserve_operator.handlers.survey import Survey, SurveyPace
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import compressed
@@ -52,6 +55,7 @@ class World:
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
     measures: Measures = field(default_factory=Measures)
+    survey_pace: SurveyPace = field(default_factory=SurveyPace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ class Pool:
     """Acts for one ServingPool.
 
     `changed` is called when there is something to publish, `outdated` when a sidecar runs a generation that
-    ours must exceed. `resource` and `compiled` are what the sidecars are aimed at, not what comes next.
+    ours must exceed, `surveyed` when `report` is new. `resource` and `compiled` are what the sidecars are
+    aimed at, not what comes next.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Pool:
         world: World,
         changed: Callable[[], None],
         outdated: Callable[[], None],
+        surveyed: Callable[[], None],
         boot: Boot | None = None,
     ) -> None:
         self.resource = resource
@@ -105,6 +111,10 @@ class Pool:
         self._document: Document | None = None
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._surveyed = surveyed
+        self._surveying: asyncio.Task[None] | None = None
+        #: What the sidecars tell of their work; None before they were asked.
+        self.report: Report | None = None
 
     async def prepare(self, resource: Resource, gathered: Gathered) -> bool:
         """Compile what `reconcile` would aim at, and act on nothing; false if that must be tried again."""
@@ -181,6 +191,8 @@ class Pool:
 
     async def close(self) -> None:
         """Stop acting; the sidecars go on with what they have."""
+        if self._surveying is not None:
+            await self._world.tasks.cancel([self._surveying])
         await self._stop_watching()
         await self.delivery.close()
 
@@ -224,11 +236,27 @@ class Pool:
         ):
             self._document = document = Document(config.generation, content_hash, compressed(config))
         self.delivery.aim(document, control_port, token)
+        if self._surveying is None:
+            survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
+            self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
+
+    def _ports(self) -> list[ControlPort]:
+        """Where the sidecars are that can be asked now."""
+        if self._spec is None or self._boot is None:
+            return []
+        port, token = self._spec.sidecar.control_port, self._boot.token
+        return [ControlPort(pod.ip, port, token) for pod in self._pods(self._spec)]
+
+    def _told(self, report: Report) -> None:
+        self.report = report
+        self._surveyed()
 
     async def _follow_pods(self) -> None:
         if self._spec is not None:
-            labels = self._spec.selector.match_labels
-            await self.delivery.follow(self._world.store.pods(self.resource.key.namespace, labels))
+            await self.delivery.follow(self._pods(self._spec))
+
+    def _pods(self, spec: ServingPoolSpec) -> tuple[Pod, ...]:
+        return self._world.store.pods(self.resource.key.namespace, spec.selector.match_labels)
 
     async def _replan(self, plan: OverloadPlan | None) -> None:
         if plan is None or plan.prometheus_url is None:

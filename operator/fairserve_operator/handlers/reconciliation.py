@@ -6,6 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from fairserve_operator.decide.activity import (
+    ACTIVITY,
+    Report,
+    application_activity,
+    combined,
+    configured_shares,
+    pool_activity,
+    tenant_activity,
+)
 from fairserve_operator.decide.compilation import examine, secret_refs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
@@ -37,6 +46,9 @@ class Namespace:
         self._boots: dict[ObjectKey, Boot] = {}
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
+        #: What all sidecars tell of their work, and each Tenant's part of all weights; as of the last survey.
+        self._report: Report | None = None
+        self._configured: Mapping[str, float] = {}
 
     async def prepare(self) -> bool:
         """Compile what `reconcile` would act on, to have it at hand; false if that must be tried again."""
@@ -51,6 +63,7 @@ class Namespace:
         pools = [await self._pool(resource) for resource in gathered.pools]
         for gone in self._pools.keys() - {resource.key for resource in gathered.pools}:
             await self._close(self._pools.pop(gone))
+            self._surveyed()
         done = await asyncio.gather(
             *(act(pool, resource, gathered) for pool, resource in zip(pools, gathered.pools, strict=True))
         )
@@ -78,19 +91,50 @@ class Namespace:
             if pool.compiled is not None
         ]
         for pool, delivery in pools:
-            yield pool.resource, pool.status(delivery, self._held(pool.resource.key), now)
+            held = self._held(pool.resource.key)
+            status = pool.status(delivery, held, now)
+            yield pool.resource, {**status, **self._activity(pool.resource.key, held, pool.report)}
         for resource in (*self._gathered.applications, *self._gathered.tenants):
             key = resource.key
             if (conditions := self._conditions.get(key)) is not None:
-                status = tenant_status if key.kind == TENANT else application_status
+                tell = tenant_status if key.kind == TENANT else application_status
                 into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
-                yield resource, status(resource, conditions, into, self._held(key), now)
+                held = self._held(key)
+                status = tell(resource, conditions, into, held, now)
+                yield resource, {**status, **self._activity(key, held, self._report)}
 
     async def close(self) -> None:
         """Stop acting; nothing is undone."""
         for pool in self._pools.values():
             await pool.close()
         self._pools.clear()
+
+    def _activity(
+        self, key: ObjectKey, held: Mapping[str, Any] | None, report: Report | None
+    ) -> Mapping[str, Any]:
+        """The part of a status that tells of work; what it said before, until the sidecars were asked."""
+        shown = held or {}
+        if report is None:
+            return {name: shown[name] for name in ACTIVITY[key.kind] if name in shown}
+        match key.kind:
+            case "Tenant":
+                return tenant_activity(key.name, self._configured.get(key.name), report, shown)
+            case "Application":
+                return application_activity(key.name, report, shown)
+            case _:
+                return pool_activity(report, shown)
+
+    def _surveyed(self) -> None:
+        """Take what the pools' sidecars have told; shares are looked at anew now and not at every change."""
+        told = [(pool.compiled.config, pool.report) for pool in self._pools.values() if pool.compiled]
+        in_force = [(config, report) for config, report in told if config]
+        if any(report is None for _, report in in_force):
+            return  # Half of the truth would show as a step, after each start of the operator.
+        report = combined(report for _, report in in_force if report)
+        configured = next((configured_shares(config) for config, _ in in_force), {})
+        if (report, configured) != (self._report, self._configured):
+            self._report, self._configured = report, configured
+            self._changed()
 
     def _gather(self) -> Gathered:
         store = self._world.store
@@ -113,7 +157,7 @@ class Namespace:
             pool = None
         if pool is None:
             boot = self._boots.pop(resource.key, None)
-            pool = Pool(resource, self._world, self._changed, self._outdated, boot)
+            pool = Pool(resource, self._world, self._changed, self._outdated, self._surveyed, boot)
             self._pools[resource.key] = pool
         return pool
 
