@@ -12,7 +12,7 @@ import typer
 
 from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
-from fairserve_operator.options import Options
+from fairserve_operator.options import LEASE_NAME, Options
 
 _log = logging.getLogger("fairserve_operator")
 
@@ -65,13 +65,16 @@ def main(
         typer.Option(help="Where the Lease is.", show_default="the kubeconfig's or the Pod's own"),
     ] = None,
     lease_name: Annotated[
-        str,
-        typer.Option(help="Name of the Lease. Operators of different namespaces need different ones."),
-    ] = "fairserve-operator",
+        str | None,
+        typer.Option(
+            help="Name of the Lease. Operators of different namespaces need different ones.",
+            show_default=LEASE_NAME,
+        ),
+    ] = None,
     identity: Annotated[
         str | None,
         typer.Option(
-            help="Who holds the Lease, for people who look at it. A part of chance is added.",
+            help="How it calls itself in the Lease, where a part of chance is added, and to sidecars.",
             show_default="the host's name, which is the Pod's",
         ),
     ] = None,
@@ -106,10 +109,16 @@ def main(
             if not _NAMESPACE.fullmatch(name):
                 raise SetupError(f"--namespace {name}: not the name of a namespace; patterns are not served")
         for option, value in (("--lease-namespace", lease_namespace), ("--lease-name", lease_name)):
+            if value is not None and not leader_elect:
+                raise SetupError(f"{option} needs --leader-elect")
             if value is not None and not _NAMESPACE.fullmatch(value):
                 raise SetupError(f"{option} {value}: not a name")
         options = Options(
-            None if listen is None else _address(listen), leader_elect, lease_namespace, lease_name, identity
+            None if listen is None else _address(listen),
+            leader_elect,
+            lease_namespace,
+            lease_name or LEASE_NAME,
+            identity,
         )
         asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options))
     except OperatorError as problem:

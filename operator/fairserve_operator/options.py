@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LEASE_NAME = "fairserve-operator"
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -12,5 +14,5 @@ class Options:
     listen: tuple[str, int] | None = None  #: host and port of probes and metrics; None: no port
     leader_elect: bool = False
     lease_namespace: str | None = None  #: None: where we are at home
-    lease_name: str = "fairserve-operator"
+    lease_name: str = LEASE_NAME
     identity: str | None = None  #: None: the host's name

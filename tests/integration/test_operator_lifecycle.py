@@ -131,7 +131,7 @@ def test_goes_on_after_the_api_server_was_away(
 ) -> None:
     place.apply(two_teams())
     sidecar = place.pod("a")
-    options = ("-n", place.namespace, "--lease-name", place.namespace, *options)
+    options = ("-n", place.namespace, *options)
     with operator_process(place.control_plane.kubeconfig, tmp_path / "log", *options):
         place.until_condition("tenants", "team-a", "Ready", "True")
         place.control_plane.stop_apiserver()
@@ -148,7 +148,8 @@ def test_goes_on_after_the_api_server_was_away(
         (("-n", "team-*"), "--namespace team-*: not the name of a namespace"),
         (("-n", "a", "-A"), "exclude each other"),
         (("--listen", "8080"), "must be HOST:PORT"),
-        (("--lease-name", "a/b"), "--lease-name a/b: not a name"),
+        (("--leader-elect", "--lease-name", "a/b"), "--lease-name a/b: not a name"),
+        (("--lease-namespace", "a"), "--lease-namespace needs --leader-elect"),
     ],
 )
 def test_what_it_cannot_run_with_is_said_in_a_sentence(
