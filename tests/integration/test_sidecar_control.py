@@ -234,6 +234,7 @@ async def test_user_over_its_limit_is_429_until_the_time_told(sidecar):
     assert (await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="v")).status == 200, "within limits"
     text = sidecar.metrics.exposition().decode()
     labels = {"tenant": "b", "reason": "user_interaction_limit", "mode": "Enforce"}
+    assert sidecar.state()["recent"]["refused_interactions_1h"] == {"b": 1.0}
     assert metric(text, "fairserve_refused_interactions_total", **labels) == 1
     assert metric(text, "fairserve_oit_armed") == 1
 
@@ -492,6 +493,10 @@ async def test_state_tells_what_people_want_to_know(sidecar):
     assert (tenant["name"], tenant["weight"], tenant["refused"]) == ("a", 3, 0)
     assert state["engine"]["up"] is True
     assert state["engine"]["kv_tokens"] == 16_000
+    assert state["recent"]["service_5m"]["a"] == pytest.approx(tenant["service"])
+    assert state["recent"]["refused_interactions_1h"] == {}
+    chat = next(each for each in state["applications"] if each["name"] == "chat")
+    assert (chat["input_tokens"], chat["output_tokens"], chat["learned_from"]) == (10, 3, None)
     assert b"secret-person" not in answer.body
 
 

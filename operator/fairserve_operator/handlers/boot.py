@@ -20,6 +20,7 @@ from fairserve_operator.errors import ForeignSecretError
 from fairserve_operator.handlers.bodies import version
 from fairserve_operator.handlers.contracts import Cluster
 from fairserve_operator.handlers.store import Store
+from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import (
     CONFIG_KEY,
     POOL_LABEL,
@@ -86,6 +87,7 @@ class BootSecrets:
             manifest["metadata"]["name"],
             config.generation,
             pool.key.name,
+            extra=about(pool.key),
         )
         return replace(
             boot,

@@ -79,6 +79,10 @@ class Sidecars(Protocol):
         """Which document a sidecar runs."""
         ...
 
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        """All that a sidecar tells of itself, None where it gives no usable answer."""
+        ...
+
 
 class MetricsConnection(Protocol):
     """One pool's way to its Prometheus. No method takes longer than `timeout_s` seconds."""

@@ -23,6 +23,7 @@ from fairserve_operator.decide.signals import SIGNAL_LABEL, OverloadPlan
 from fairserve_operator.handlers.contracts import Clock, Metrics, MetricsConnection
 from fairserve_operator.handlers.delivery import OverloadOrder
 from fairserve_operator.handlers.tasks import wait_for_event
+from fairserve_operator.logs import about
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class OverloadWatch:
             self._machine.restore(state[0], since=now, now=now)
             self._since = state[1]
         self._replanned = asyncio.Event()
+        self.heard_at: float | None = None  #: when any signal had a value last
         #: The last verdict that said something new; None before the first evaluation.
         self.verdict: Verdict | None = None
 
@@ -93,13 +95,20 @@ class OverloadWatch:
         verdict = self._machine.observe(
             [Sample(name, each.value, each.problem) for name, each in readings.items()], time.monotonic()
         )
+        if any(reading.value is not None for reading in readings.values()):
+            self.heard_at = self._clock()
         if verdict.changed or self._since is None:
             self._since = self._clock()
         verdict = replace(verdict, since=self._since)
         if self.verdict is None or _told(self.verdict) != _told(verdict):
             self.verdict = verdict
             _log.info(
-                "%s in %s: %s: %s", self._pool, self._pool.namespace, verdict.state.value, verdict.message
+                "%s in %s: %s: %s",
+                self._pool,
+                self._pool.namespace,
+                verdict.state.value,
+                verdict.message,
+                extra=about(self._pool),
             )
             self._turned(verdict)
         self._tell(OverloadOrder(verdict.armed, plan.settings.stale_after_s, verdict.message))

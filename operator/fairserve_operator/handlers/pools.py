@@ -17,6 +17,8 @@ from typing import Any, Literal
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
+from fairserve_operator.clients.sidecars import ControlPort
+from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
@@ -29,9 +31,12 @@ from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
 from fairserve_operator.handlers.keys import Keyring
+from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
-from fairserve_operator.handlers.store import Store
+from fairserve_operator.handlers.store import Pod, Store
+from fairserve_operator.handlers.survey import Survey, SurveyPace
 from fairserve_operator.handlers.tasks import Tasks
+from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import compressed
 from fairserve_operator.manifests.events import event
 
@@ -52,6 +57,8 @@ class World:
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
     keyring: Keyring = field(default_factory=Keyring)
+    measures: Measures = field(default_factory=Measures)
+    survey_pace: SurveyPace = field(default_factory=SurveyPace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,8 @@ class Pool:
     """Acts for one ServingPool.
 
     `changed` is called when there is something to publish, `outdated` when a sidecar runs a generation that
-    ours must exceed. `resource` and `compiled` are what the sidecars are aimed at, not what comes next.
+    ours must exceed, `surveyed` when `report` is new. `resource` and `compiled` are what the sidecars are
+    aimed at, not what comes next.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class Pool:
         world: World,
         changed: Callable[[], None],
         outdated: Callable[[], None],
+        surveyed: Callable[[], None],
         boot: Boot | None = None,
     ) -> None:
         self.resource = resource
@@ -105,6 +114,22 @@ class Pool:
         self._document: Document | None = None
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._surveyed = surveyed
+        self._surveying: asyncio.Task[None] | None = None
+        #: What the sidecars tell of their work; None before they were asked.
+        self.report: Report | None = None
+
+    async def prepare(self, resource: Resource, gathered: Gathered) -> bool:
+        """Compile what `reconcile` would aim at, and act on nothing; false if that must be tried again."""
+        try:
+            self._boot = await self._boots.read(resource, self._boot)
+        except (ApiServerError, ForeignSecretError) as problem:
+            _log.info(
+                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
+            )
+            return False
+        await self._compile(resource, gathered, self._boot)
+        return True
 
     async def reconcile(self, resource: Resource, gathered: Gathered) -> bool:
         """Bring the sidecars' target up to date; false if that must be tried again."""
@@ -112,11 +137,13 @@ class Pool:
             self._boot = await self._boots.read(resource, self._boot)
             await self._program(resource, await self._compile(resource, gathered, self._boot), self._boot)
         except ConflictError as problem:
-            _log.info("%s", problem)
+            _log.info("%s", problem, extra=about(resource.key))
             self._boot = self._boot and self._boot.unread()
             return False
         except (ApiServerError, ForeignSecretError) as problem:
-            _log.warning("ServingPool %s/%s: %s", resource.key.namespace, resource.key.name, problem)
+            _log.warning(
+                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
+            )
             return False
         finally:
             await self._follow_pods()
@@ -151,8 +178,22 @@ class Pool:
         evaluated = self._watch is None or self._watch.verdict is not None
         return evaluated and self.delivery.settled
 
+    def view(self) -> PoolView:
+        """Tell what the gauges of `/metrics` say of it."""
+        key, delivery = self.resource.key, Delivery(self.resource.key.name, self.delivery.acks())
+        heard_at = None if self._watch is None else self._watch.heard_at
+        return PoolView(
+            namespace=key.namespace,
+            pool=key.name,
+            pods=delivery.total,
+            behind=len(delivery.behind(self._generation)),
+            signal_age_s=None if heard_at is None else max(0.0, self._world.clock() - heard_at),
+        )
+
     async def close(self) -> None:
         """Stop acting; the sidecars go on with what they have."""
+        if self._surveying is not None:
+            await self._world.tasks.cancel([self._surveying])
         await self._stop_watching()
         await self.delivery.close()
 
@@ -160,16 +201,17 @@ class Pool:
         store, salt = self._world.store, boot.salt
         if self._candidate is None or self._candidate_of != (gathered.revision, salt):
             # In a thread: it takes long with thousands of Tenants, and leases are renewed meanwhile.
-            self._candidate = await asyncio.to_thread(
-                compile_pool,
-                resource,
-                gathered.pools,
-                gathered.tenants,
-                gathered.applications,
-                digests(store, gathered.needs.secrets, salt),
-                issuer_keys(store, self._world.keyring, gathered.needs.keys, boot.keys),
-                salt,
-            )
+            with self._world.measures.compiling():
+                self._candidate = await asyncio.to_thread(
+                    compile_pool,
+                    resource,
+                    gathered.pools,
+                    gathered.tenants,
+                    gathered.applications,
+                    digests(store, gathered.needs.secrets, salt),
+                    issuer_keys(store, self._world.keyring, gathered.needs.keys, boot.keys),
+                    salt,
+                )
             self._candidate_of = gathered.revision, salt
         return self._candidate
 
@@ -197,11 +239,27 @@ class Pool:
         ):
             self._document = document = Document(config.generation, content_hash, compressed(config))
         self.delivery.aim(document, control_port, token)
+        if self._surveying is None:
+            survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
+            self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
+
+    def _ports(self) -> list[ControlPort]:
+        """Where the sidecars are that can be asked now."""
+        if self._spec is None or self._boot is None:
+            return []
+        port, token = self._spec.sidecar.control_port, self._boot.token
+        return [ControlPort(pod.ip, port, token) for pod in self._pods(self._spec)]
+
+    def _told(self, report: Report) -> None:
+        self.report = report
+        self._surveyed()
 
     async def _follow_pods(self) -> None:
         if self._spec is not None:
-            labels = self._spec.selector.match_labels
-            await self.delivery.follow(self._world.store.pods(self.resource.key.namespace, labels))
+            await self.delivery.follow(self._pods(self._spec))
+
+    def _pods(self, spec: ServingPoolSpec) -> tuple[Pod, ...]:
+        return self._world.store.pods(self.resource.key.namespace, spec.selector.match_labels)
 
     async def _replan(self, plan: OverloadPlan | None) -> None:
         if plan is None or plan.prometheus_url is None:

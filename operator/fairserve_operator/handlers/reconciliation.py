@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from fairserve_operator.decide.activity import (
+    ACTIVITY,
+    Report,
+    application_activity,
+    combined,
+    configured_shares,
+    pool_activity,
+    tenant_activity,
+)
 from fairserve_operator.decide.compilation import examine, needs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
 from fairserve_operator.decide.status import Delivery, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
+from fairserve_operator.handlers.measures import PoolView
 from fairserve_operator.handlers.pools import Gathered, Pool, World, digests, issuer_keys
 
 #: For a namespace without pools, where digests only show whether keys differ.
@@ -36,18 +46,26 @@ class Namespace:
         self._boots: dict[ObjectKey, Boot] = {}
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
+        #: What all sidecars tell of their work, and each Tenant's part of all weights; as of the last survey.
+        self._report: Report | None = None
+        self._configured: Mapping[str, float] = {}
+
+    async def prepare(self) -> bool:
+        """Compile what `reconcile` would act on, to have it at hand; false if that must be tried again."""
+        return await self._each(Pool.prepare)
 
     async def reconcile(self) -> bool:
         """Bring every pool up to date; false if one must be tried again."""
+        return await self._each(Pool.reconcile)
+
+    async def _each(self, act: Callable[[Pool, Resource, Gathered], Awaitable[bool]]) -> bool:
         gathered = self._gather()
         pools = [await self._pool(resource) for resource in gathered.pools]
         for gone in self._pools.keys() - {resource.key for resource in gathered.pools}:
             await self._close(self._pools.pop(gone))
+            self._surveyed()
         done = await asyncio.gather(
-            *(
-                pool.reconcile(resource, gathered)
-                for pool, resource in zip(pools, gathered.pools, strict=True)
-            )
+            *(act(pool, resource, gathered) for pool, resource in zip(pools, gathered.pools, strict=True))
         )
         self._gathered = gathered
         self._conditions = self._examined(gathered)
@@ -57,6 +75,10 @@ class Namespace:
     def settled(self) -> bool:
         """Whether the world has answered everything that it was asked."""
         return all(pool.settled for pool in self._pools.values())
+
+    def views(self) -> Iterator[PoolView]:
+        """What the gauges of `/metrics` say of each pool."""
+        return (pool.view() for pool in self._pools.values())
 
     def statuses(self) -> Iterator[tuple[Resource, Mapping[str, Any]]]:
         """The status that each object should have now, pools first."""
@@ -69,19 +91,50 @@ class Namespace:
             if pool.compiled is not None
         ]
         for pool, delivery in pools:
-            yield pool.resource, pool.status(delivery, self._held(pool.resource.key), now)
+            held = self._held(pool.resource.key)
+            status = pool.status(delivery, held, now)
+            yield pool.resource, {**status, **self._activity(pool.resource.key, held, pool.report)}
         for resource in (*self._gathered.applications, *self._gathered.tenants):
             key = resource.key
             if (conditions := self._conditions.get(key)) is not None:
-                status = tenant_status if key.kind == TENANT else application_status
+                tell = tenant_status if key.kind == TENANT else application_status
                 into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
-                yield resource, status(resource, conditions, into, self._held(key), now)
+                held = self._held(key)
+                status = tell(resource, conditions, into, held, now)
+                yield resource, {**status, **self._activity(key, held, self._report)}
 
     async def close(self) -> None:
         """Stop acting; nothing is undone."""
         for pool in self._pools.values():
             await pool.close()
         self._pools.clear()
+
+    def _activity(
+        self, key: ObjectKey, held: Mapping[str, Any] | None, report: Report | None
+    ) -> Mapping[str, Any]:
+        """The part of a status that tells of work; what it said before, until the sidecars were asked."""
+        shown = held or {}
+        if report is None:
+            return {name: shown[name] for name in ACTIVITY[key.kind] if name in shown}
+        match key.kind:
+            case "Tenant":
+                return tenant_activity(key.name, self._configured.get(key.name), report, shown)
+            case "Application":
+                return application_activity(key.name, report, shown)
+            case _:
+                return pool_activity(report, shown)
+
+    def _surveyed(self) -> None:
+        """Take what the pools' sidecars have told; shares are looked at anew now and not at every change."""
+        told = [(pool.compiled.config, pool.report) for pool in self._pools.values() if pool.compiled]
+        in_force = [(config, report) for config, report in told if config]
+        if any(report is None for _, report in in_force):
+            return  # Half of the truth would show as a step, after each start of the operator.
+        report = combined(report for _, report in in_force if report)
+        configured = next((configured_shares(config) for config, _ in in_force), {})
+        if (report, configured) != (self._report, self._configured):
+            self._report, self._configured = report, configured
+            self._changed()
 
     def _gather(self) -> Gathered:
         store = self._world.store
@@ -106,7 +159,7 @@ class Namespace:
             pool = None
         if pool is None:
             boot = self._boots.pop(resource.key, None)
-            pool = Pool(resource, self._world, self._changed, self._outdated, boot)
+            pool = Pool(resource, self._world, self._changed, self._outdated, self._surveyed, boot)
             self._pools[resource.key] = pool
         return pool
 

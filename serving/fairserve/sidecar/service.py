@@ -30,6 +30,7 @@ from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.metrics import Gauges, Metrics
 from fairserve.sidecar.options import OptionError, SidecarOptions
 from fairserve.sidecar.proxy import Proxy
+from fairserve.sidecar.recent import Recent
 from fairserve.sidecar.server import Server
 from fairserve.sidecar.snapshot import SnapshotFile
 from fairserve.sidecar.upstream import UpstreamPool
@@ -63,6 +64,8 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics = Metrics()
         self.metrics.gauges = self._gauges
+        self._service = Recent(period_s=30.0, periods=10)
+        self._refused = Recent(period_s=60.0, periods=60)
         self.scheduler = Scheduler(Settings(), rng)
         window = DispatchWindow(maximum=options.max_window, initial=min(8, options.max_window))
         self.dispatcher = Dispatcher(
@@ -231,6 +234,11 @@ class Sidecar:
             "tenants": [{**tenant, "refused": refused.get(tenant["name"], 0)} for tenant in dump["tenants"]],
             "interactions": {"open": dump["open_interactions"]},
             "realtime_sessions": len(self.proxy.sessions),
+            "applications": dump["applications"],
+            "recent": {
+                "service_5m": self._service.sums(self.metrics.service()),
+                "refused_interactions_1h": self._refused.sums(self.metrics.refused_interactions()),
+            },
         }
 
     def _restore(self, snapshot: SnapshotFile) -> None:
@@ -273,6 +281,11 @@ class Sidecar:
         self.dispatcher.expire()
         self.pool.reap()
         self._control.refresh()
+        now = self._clock()
+        if self._service.due(now):
+            self._service.close(self.metrics.service(), now)
+        if self._refused.due(now):
+            self._refused.close(self.metrics.refused_interactions(), now)
 
     def _evaluate_overload(self) -> None:
         """Armed by the operator's lease, or by this pod's own saturation where that is on."""

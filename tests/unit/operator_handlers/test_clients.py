@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from fairserve.config import IdentityConfig, SchedulerConfig
+from fairserve_operator.clients.kubernetes_client import _call_name
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -88,3 +89,31 @@ async def test_no_answer_is_a_value(control: SidecarControl, client: SidecarClie
 
 def test_tokens_stay_out_of_logs() -> None:
     assert "secret" not in repr(ControlPort("10.0.0.1", 8001, "secret"))
+
+
+async def test_sidecars_are_not_called_while_another_operator_may_act(control: SidecarControl) -> None:
+    seen: list[tuple[str, str]] = []
+    acts = True
+    client = SidecarClient(
+        may_call=lambda: acts, observer=lambda call, outcome, _: seen.append((call, outcome))
+    )
+    await client.put_config(port(control), packed(config(1)))
+    acts = False
+    fenced = await client.put_config(port(control), packed(config(2)))
+    await client.close()
+    assert isinstance(fenced, Unreachable)
+    assert control.calls == ["PUT /config 200"]
+    assert seen == [("PUT /config", "200")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name"),
+    [
+        ("GET", "/api/v1/secrets", "GET secrets"),
+        ("POST", "/api/v1/namespaces/ns/secrets", "POST secrets"),
+        ("PUT", "/api/v1/namespaces/ns/secrets/status", "PUT secrets"),
+        ("PATCH", "/apis/fairserve.dev/v1alpha1/namespaces/ns/tenants/a/status", "PATCH tenants/status"),
+    ],
+)
+def test_figures_of_calls_have_no_names_of_objects(method: str, path: str, name: str) -> None:
+    assert _call_name(method, path) == name

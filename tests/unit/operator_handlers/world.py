@@ -106,6 +106,8 @@ class FakeSidecars:
         self.looks: list[str] = []
         self.orders: list[tuple[str, bool, float, str]] = []
         self.tokens: set[str] = set()
+        self.states: dict[str, dict[str, Any]] = {}
+        self.surveyed: list[str] = []
 
     async def put_config(
         self, port: ControlPort, document_gz: bytes
@@ -136,6 +138,10 @@ class FakeSidecars:
         if port.host in self.down:
             return Unreachable("refused")
         return self.running.get(port.host, Running(0, ""))
+
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        self.surveyed.append(port.host)
+        return None if port.host in self.down else self.states.get(port.host, {})
 
 
 class FakeMetrics:

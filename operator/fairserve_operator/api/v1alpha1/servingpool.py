@@ -567,3 +567,8 @@ class ServingPoolStatus(CommonStatus):
     programmed: str | None = Field(None, description="`pods.programmed` of `pods.total`: `2/3`.")
     pods: Pods | None = Field(None, description="How far the configuration has come.")
     overload: OverloadStatus | None = Field(None, description="The overload state.")
+    window: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Calls that the engines of all pods together may hold. Looked at about each 30s and "
+        "shown anew when it has moved by a tenth.",
+    )

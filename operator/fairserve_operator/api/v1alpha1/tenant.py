@@ -296,6 +296,22 @@ class TenantSpec(Model):
     )
 
 
+Percent = Annotated[int, Field(ge=0, le=100)]
+
+
+class Share(Model):
+    """A part of the service of all pools of the namespace, in whole percents."""
+
+    configured_percent: Percent | None = Field(
+        None, description="Its weight in all weights: its part while everybody has work waiting."
+    )
+    achieved_percent: Percent | None = Field(
+        None,
+        description="Its part of the service of the last five minutes. Shown anew when it has moved by two "
+        "points. Unset: nobody had any.",
+    )
+
+
 class TenantStatus(CommonStatus):
     """What is known of a Tenant."""
 
@@ -303,4 +319,17 @@ class TenantStatus(CommonStatus):
     programmed: str | None = Field(
         None,
         description="How many pods, of all pools of the namespace, have acknowledged this generation: `2/3`.",
+    )
+    share: Share | None = Field(
+        None, description="Its part of the service. Looked at about each 30s, as are the fields below."
+    )
+    refused_interactions_last_hour: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Interactions that a limit refused in the last hour, to two digits: 1234 is 1200. "
+        "Those of pods that are gone are not in it.",
+    )
+    active_users: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Users seen in the last ten minutes, to two digits. One who was seen by two pods counts "
+        "twice.",
     )
