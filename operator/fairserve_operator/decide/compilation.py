@@ -10,12 +10,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from fairserve.config import ApplicationConfig, SchedulerConfig, TenantConfig, canonical_json
+from fairserve.config import (
+    ApiKeyConfig,
+    ApplicationConfig,
+    HeaderIdentityConfig,
+    SchedulerConfig,
+    TenantConfig,
+    canonical_json,
+)
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
 from fairserve_operator.decide.claims import Claims, Digests, first_reason, resolve, secret_ref
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef
+from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef, remembered
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
 from fairserve_operator.decide.signals import OverloadPlan, overload_plan
@@ -53,12 +61,14 @@ class _Namespace:
 def secret_refs(tenants: Iterable[Resource]) -> frozenset[SecretRef]:
     """The Secret entries that well-formed Tenants name: what `compile_pool` wants digests of."""
     return frozenset(
-        secret_ref(tenant, identity.api_key.secret_ref)
-        for tenant in tenants
-        if (spec := parse(tenant, TenantSpec).spec)
-        for identity in spec.identity
-        if identity.api_key
+        ref for tenant in tenants for ref in remembered(tenant, "secretRefs", partial(_refs, tenant))
     )
+
+
+def _refs(tenant: Resource) -> tuple[SecretRef, ...]:
+    spec = parse(tenant, TenantSpec).spec
+    identities = spec.identity if spec else ()
+    return tuple(secret_ref(tenant, i.api_key.secret_ref) for i in identities if i.api_key)
 
 
 def compile_pool(
@@ -88,10 +98,14 @@ def compile_pool(
     if spec is None or pool.key in conflicts.lost:
         return Compiled(None, None, None, conditions, observed, {})
     tenant_configs = {
-        p.resource.key: tenant_config(p.resource.key.name, p.spec) for p in namespace.tenants if p.spec
+        p.resource.key: remembered(p.resource, "config", partial(tenant_config, p.resource.key.name, p.spec))
+        for p in namespace.tenants
+        if p.spec
     }
     app_configs = {
-        p.resource.key: application_config(p.resource.key.name, p.spec)
+        p.resource.key: remembered(
+            p.resource, "config", partial(application_config, p.resource.key.name, p.spec)
+        )
         for p in namespace.applications
         if p.spec
     }
@@ -103,8 +117,16 @@ def compile_pool(
         conditions=conditions,
         observed=observed,
         parts={
-            **{key: _tenant_part(key, config, claims) for key, config in tenant_configs.items()},
-            **{key: _part(config) for key, config in app_configs.items()},
+            **{
+                p.resource.key: _tenant_part(p.resource, tenant_configs[p.resource.key], claims)
+                for p in namespace.tenants
+                if p.spec
+            },
+            **{
+                p.resource.key: remembered(p.resource, "part", partial(_part, app_configs[p.resource.key]))
+                for p in namespace.applications
+                if p.spec
+            },
         },
     )
 
@@ -142,13 +164,13 @@ def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condit
 
 def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
     key, generation = tenant.resource.key, tenant.resource.generation
-    accepted, resolved = _own_conditions(tenant)
+    own = accepted, resolved = _own_conditions(tenant)
     if problems := claims.problems.get(key):
         message = joined([problem.message for problem in problems])
         resolved = Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
     if conflicts := claims.conflicts.get(key):
         return accepted, resolved, _conflicted("DuplicateIdentity", conflicts, generation)
-    return accepted, resolved
+    return (accepted, resolved) if problems else own
 
 
 def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts) -> tuple[Condition, ...]:
@@ -166,7 +188,16 @@ def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts
 def _own_conditions(
     parsed: Parsed[TenantSpec] | Parsed[ApplicationSpec] | Parsed[ServingPoolSpec], reason: str = "Invalid"
 ) -> tuple[Condition, Condition]:
-    """Accepted and ResolvedRefs of an object by itself."""
+    """Accepted and ResolvedRefs of an object by itself. They are the same objects every time, which shows
+    cheaply that nothing is new.
+    """
+    made = partial(_fresh_conditions, parsed, reason)
+    return remembered(parsed.resource, ("conditions", parsed.error, reason), made)
+
+
+def _fresh_conditions(
+    parsed: Parsed[TenantSpec] | Parsed[ApplicationSpec] | Parsed[ServingPoolSpec], reason: str
+) -> tuple[Condition, Condition]:
     generation = parsed.resource.generation
     if parsed.spec is None:
         return (
@@ -187,7 +218,15 @@ def _part(*documents: TenantConfig | ApplicationConfig) -> str:
     return hashlib.sha256(canonical_json([d.model_dump(mode="json") for d in documents])).hexdigest()
 
 
-def _tenant_part(key: ObjectKey, config: TenantConfig, claims: Claims) -> str:
-    identities = [*claims.api_keys.get(key, ()), *claims.headers.get(key, ())]
+def _tenant_part(tenant: Resource, config: TenantConfig, claims: Claims) -> str:
+    key = tenant.key
+    identities = (*claims.api_keys.get(key, ()), *claims.headers.get(key, ()))
+    known: tuple[object, object, str] | None = tenant.memo.get("part")
+    if known is None or known[:2] != (config, identities):
+        known = tenant.memo["part"] = config, identities, _fresh_part(config, identities)
+    return known[2]
+
+
+def _fresh_part(config: TenantConfig, identities: tuple[ApiKeyConfig | HeaderIdentityConfig, ...]) -> str:
     content = [config.model_dump(mode="json"), *sorted(i.model_dump_json() for i in identities)]
     return hashlib.sha256(canonical_json(content)).hexdigest()

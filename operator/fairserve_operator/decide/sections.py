@@ -76,8 +76,12 @@ def pool_config(
     claims: Claims,
     salt: str,
 ) -> SchedulerConfig:
-    """The whole document at generation 0, every list sorted."""
-    return SchedulerConfig.model_validate(
+    """The whole document at generation 0, every list sorted.
+
+    The parts are valid each by itself and the claims hold no identity twice, so that the whole is not
+    validated anew: with 10,000 Tenants that would take longer than all the rest. A property test does.
+    """
+    bare = SchedulerConfig.model_validate(
         {
             "pool": f"{key.namespace}/{key.name}",
             "mode": spec.throttling.mode,
@@ -89,17 +93,23 @@ def pool_config(
                     "arm_locally": spec.overload.arm_locally,
                 }
             ),
-            "identity": IdentityConfig(
-                salt=salt,
-                api_keys=tuple(
-                    sorted((k for keys in claims.api_keys.values() for k in keys), key=lambda k: k.digest)
-                ),
-                headers=tuple(
-                    sorted((h for hs in claims.headers.values() for h in hs), key=lambda h: (h.name, h.value))
-                ),
-                trusted_proxies=tuple(sorted({str(ipaddress.ip_network(b)) for b in spec.trusted_proxies})),
-            ),
+            "identity": IdentityConfig(salt=salt),
             "default_tenant": _default_tenant(spec.default_tenant),
+        }
+    )
+    identity = IdentityConfig(
+        salt=salt,
+        api_keys=tuple(
+            sorted((k for keys in claims.api_keys.values() for k in keys), key=lambda k: k.digest)
+        ),
+        headers=tuple(
+            sorted((h for hs in claims.headers.values() for h in hs), key=lambda h: (h.name, h.value))
+        ),
+        trusted_proxies=tuple(sorted({str(ipaddress.ip_network(b)) for b in spec.trusted_proxies})),
+    )
+    return bare.model_copy(
+        update={
+            "identity": identity,
             "tenants": tuple(sorted(tenants, key=lambda t: t.name)),
             "applications": tuple(sorted(applications, key=lambda a: a.name)),
         }

@@ -22,6 +22,9 @@ from fairserve_operator.handlers.tasks import wait_for_event
 
 _log = logging.getLogger(__name__)
 
+#: Between two looks whether all sidecars have answered, in seconds.
+_LOOK_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -29,6 +32,8 @@ class Timing:
 
     quiet_s: float = 0.03  #: a burst has ended when nothing came for this long
     burst_s: float = 0.25  #: ... but it is not waited for longer than this
+    longest_burst_s: float = 4.0  #: ... nor than this, where one burst follows the other
+    many: int = 10  #: changes that make a burst
     settle_s: float = 0.5  #: how long status waits for the sidecars' acknowledgements
     first_settle_s: float = 3.0  #: the same for the first status after a start
     first_retry_s: float = 0.5
@@ -62,7 +67,7 @@ class Loop:
                 return
             worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing)
             worker.start()
-        worker.changed.set()
+        worker.mark()
 
     def state(self) -> Mapping[str, Any]:
         """Tell what a liveness probe may want to see."""
@@ -88,6 +93,8 @@ class _Worker:
 
     def __init__(self, name: str, world: World, timing: Timing) -> None:
         self.changed = asyncio.Event()
+        self._marks = 0  #: changes since the last reconciliation
+        self._bursts = 0  #: in a row
         self._unpublished = asyncio.Event()
         self._name = name
         self._world = world
@@ -98,6 +105,11 @@ class _Worker:
     def start(self) -> None:
         self._world.tasks.start(self._reconcile(), f"reconcile {self._name}")
         self._world.tasks.start(self._publish(), f"publish {self._name}")
+
+    def mark(self) -> None:
+        """Note one change."""
+        self._marks += 1
+        self.changed.set()
 
     async def _reconcile(self) -> None:
         failures = 0
@@ -125,20 +137,28 @@ class _Worker:
                 self._unpublished.set()
 
     async def _quiet(self) -> None:
-        """Wait until changes stop coming, but not for ever."""
+        """Wait until changes stop coming, but not for ever.
+
+        While many come all the time, as from `kubectl apply` of a thousand objects, it waits twice as long
+        each time: what is compiled meanwhile is old at once.
+        """
         loop = asyncio.get_running_loop()
-        latest = loop.time() + self._timing.burst_s
+        timing, longer = self._timing, 2.0**self._bursts
+        latest = loop.time() + min(timing.burst_s * longer, timing.longest_burst_s)
+        quiet_s = min(timing.quiet_s * longer, timing.burst_s)
         self.changed.clear()
-        while loop.time() < latest and await wait_for_event(self.changed, self._timing.quiet_s):
+        while loop.time() < latest and await wait_for_event(self.changed, quiet_s):
             pass
+        self._bursts = min(self._bursts + 1, 30) if self._marks >= timing.many else 0
+        self._marks = 0
 
     async def _settled(self, longest_s: float) -> None:
         """Wait until every sidecar has been given its document once, but not for ever."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + longest_s
-        while not self._namespace.settled and (left := latest - loop.time()) > 0:
-            self._unpublished.clear()
-            await wait_for_event(self._unpublished, left)
+        # Asked now and then: waking for each of a thousand acknowledgements would cost more.
+        while not self._namespace.settled and loop.time() < latest:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
 
     def _retry_s(self, failures: int) -> float:
         longest = min(self._timing.first_retry_s * 2.0 ** min(failures - 1, 30), self._timing.last_retry_s)

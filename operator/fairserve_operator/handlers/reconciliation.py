@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeAlias
 
 from fairserve_operator.decide.compilation import examine, secret_refs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
-from fairserve_operator.decide.status import Delivery, application_status, tenant_status
+from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
-from fairserve_operator.handlers.pools import Gathered, Pool, World, digests
+from fairserve_operator.handlers.pools import Digests, Gathered, Pool, World
+from fairserve_operator.handlers.publication import same
 
 #: For a namespace without pools, where digests only show whether keys differ.
 _ANY_SALT = "00" * 16
+
+
+#: Objects whose status is looked at before others may run.
+_BREATH = 500
+
+#: The resource, its conditions, its status as the API server holds it, and how far its pools are.
+_Looked: TypeAlias = tuple[Resource, tuple[Condition, ...], Mapping[str, Any] | None, list[Progress]]
+
+
+def _nothing_new(known: _Looked, now: _Looked) -> bool:
+    return (
+        known[0] is now[0]
+        and known[2] is now[2]
+        and (known[1] is now[1] or known[1] == now[1])
+        and known[3] == now[3]
+    )
 
 
 class Namespace:
@@ -34,8 +51,11 @@ class Namespace:
         #: Of pools that are gone. One that is made anew under the name finds its Secret collected as garbage,
         #: while its Pods still know the old token.
         self._boots: dict[ObjectKey, Boot] = {}
+        self._digests = Digests(world.store)
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
+        #: What was looked at when an object's status was last found to be held as it should be.
+        self._settled_status: dict[ObjectKey, _Looked] = {}
 
     async def reconcile(self) -> bool:
         """Bring every pool up to date; false if one must be tried again."""
@@ -58,8 +78,11 @@ class Namespace:
         """Whether the world has answered everything that it was asked."""
         return all(pool.settled for pool in self._pools.values())
 
-    def statuses(self) -> Iterator[tuple[Resource, Mapping[str, Any]]]:
-        """The status that each object should have now, pools first."""
+    async def statuses(self) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status of each object whose status isn't held as it should be now, pools first.
+
+        Each is computed when it is asked for. Objects of which nothing changed cost a comparison.
+        """
         if self._gathered is None:
             return
         now = rfc3339(self._world.clock())
@@ -69,13 +92,28 @@ class Namespace:
             if pool.compiled is not None
         ]
         for pool, delivery in pools:
-            yield pool.resource, pool.status(delivery, self._held(pool.resource.key), now)
-        for resource in (*self._gathered.applications, *self._gathered.tenants):
+            held = self._held(pool.resource.key)
+            status = pool.status(delivery, held, now)
+            if not same(status, held or {}):
+                yield pool.resource, status
+        before, self._settled_status = self._settled_status, {}
+        for number, resource in enumerate((*self._gathered.applications, *self._gathered.tenants)):
             key = resource.key
-            if (conditions := self._conditions.get(key)) is not None:
-                status = tenant_status if key.kind == TENANT else application_status
-                into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
-                yield resource, status(resource, conditions, into, self._held(key), now)
+            if (conditions := self._conditions.get(key)) is None:
+                continue
+            into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
+            held = self._held(key)
+            looked = resource, conditions, held, [sent.progress(at) for sent, at in into]
+            known = before.get(key)
+            if known is None or not _nothing_new(known, looked):
+                make = tenant_status if key.kind == TENANT else application_status
+                status = make(resource, conditions, into, held, now)
+                if not same(status, held or {}):
+                    yield resource, status
+                    continue
+            self._settled_status[key] = looked
+            if number % _BREATH == 0:
+                await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Stop acting; nothing is undone."""
@@ -117,7 +155,7 @@ class Namespace:
         for pool in self._pools.values():
             if pool.compiled is not None:
                 return pool.compiled.conditions
-        found = digests(self._world.store, gathered.refs, _ANY_SALT)
+        found = self._digests.under(_ANY_SALT, gathered.refs)
         return examine(gathered.tenants, gathered.applications, found)
 
     def _held(self, key: ObjectKey) -> Mapping[str, Any] | None:

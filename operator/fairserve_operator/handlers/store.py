@@ -76,7 +76,8 @@ class Store:
             space.revision += 1
             return True
         changed = known.resource != resource
-        known.resource = resource
+        if changed:  # Else the old one stays, with what is known of it.
+            known.resource = resource
         if version >= known.version:
             known.version, known.status = version, status
         space.revision += changed
@@ -99,8 +100,9 @@ class Store:
         """Take a Secret; true if it changed at all: its values may be keys, or it may be a boot Secret."""
         space = self._space(namespace)
         known = space.secrets.get(name)
-        space.secrets[name] = _Secret(version, values)
-        space.revision += known is None or known.values != values
+        same = known is not None and known.values == values
+        space.secrets[name] = _Secret(version, known.values if known and same else values)
+        space.revision += not same
         return known is None or known.version != version
 
     def remove(self, kind: str, namespace: str, name: str) -> bool:
