@@ -195,15 +195,22 @@ class PoolDelivery:
         for pod in pods:
             known = before.get(pod.uid)
             if known is not None and _same_process(known[0].pod, pod):
-                _refresh(known[0], pod)
-                self._links[pod.uid] = before.pop(pod.uid)
+                link, task = before.pop(pod.uid)
+                if _refresh(link, pod):
+                    # It may have had a long start: worth a look at once, whatever is hanging or waited for.
+                    await self._tasks.cancel([task])
+                    task = self._start(link)
+                self._links[pod.uid] = link, task
             else:
                 link = _Link(pod)
                 if self._document is not None:
                     self._awaited.add(link)
-                self._links[pod.uid] = link, self._tasks.start(self._keep(link), f"deliver to {pod.name}")
+                self._links[pod.uid] = link, self._start(link)
         self._awaited.difference_update(link for link, _ in before.values())
         await self._tasks.cancel([task for _, task in before.values()])
+
+    def _start(self, link: _Link) -> asyncio.Task[None]:
+        return self._tasks.start(self._keep(link), f"deliver to {link.pod.name}")
 
     @property
     def settled(self) -> bool:
@@ -420,13 +427,13 @@ def _same_process(before: Pod, now: Pod) -> bool:
     return (before.ip, before.incarnation) == (now.ip, now.incarnation)
 
 
-def _refresh(link: _Link, pod: Pod) -> None:
+def _refresh(link: _Link, pod: Pod) -> bool:
+    """Take what is new of a Pod; whether it has come up."""
     came_up = pod.ready and not link.pod.ready
     link.pod = pod
     if came_up:
-        # It may have had a long start: worth a look at once, not after the backoff.
         link.doubted, link.failures = True, 0
-        link.wake.set()
+    return came_up
 
 
 def _ack(link: _Link) -> PodAck:
