@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import math
+import os
 import random
 import ssl
 import statistics
@@ -32,7 +33,7 @@ from bench.results import ROOT, Figure, at_most, exactly, figure, half_quartiles
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process, free_port, poll
 
-NAMESPACE, POOL, LABELS = "bench", "llm", {"app": "vllm"}
+POOL, LABELS = "llm", {"app": "vllm"}
 KEYS_PER_SECRET = 100
 SEED = 1
 _GROUP = "/apis/fairserve.dev/v1alpha1"
@@ -69,6 +70,7 @@ class Measured:
     idle_share: float = 0.0
     memory_mib: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)  #: per change
+    start_cpu_s: dict[str, float] = field(default_factory=dict)
     traffic: dict[str, int] = field(default_factory=dict)
     sound: bool = False  #: all sidecars run one document with the hash that was told
 
@@ -113,18 +115,24 @@ class Fleet:
             while True:
                 at = (await self.do("applied", generation=generation))["at"]
                 if all(host in at for host in hosts):
-                    return max(at[host] for host in hosts)
+                    return float(max(at[host] for host in hosts))
                 await asyncio.sleep(0.05)
 
 
 class Api:
     """The API server, many calls at a time."""
 
-    def __init__(self, control_plane: ControlPlane, session: aiohttp.ClientSession) -> None:
+    def __init__(self, control_plane: ControlPlane, session: aiohttp.ClientSession, namespace: str) -> None:
         self._session = session
+        self._namespace = namespace
         self._url = control_plane.url
         self.tls = ssl.create_default_context(cafile=control_plane.ca_file)
         self._headers = {"Authorization": f"Bearer {control_plane.token}"}
+
+    def path(self, rest: str) -> str:
+        """The path of one of the bench's own objects."""
+        group = "/api/v1" if rest.startswith(("pods", "secrets")) else _GROUP
+        return f"{group}/namespaces/{self._namespace}/{rest}"
 
     async def call(self, method: str, path: str, body: object = None, kind: str = "application/json") -> Any:
         headers = {**self._headers, "Content-Type": kind}
@@ -158,7 +166,7 @@ class Seen:
         self.at_work = asyncio.Event()
 
     async def follow(self, version: str) -> None:
-        async for body in self._api.watch(_path("tenants"), version):
+        async for body in self._api.watch(self._api.path("tenants"), version):
             generation = body["metadata"]["generation"]
             name, conditions = body["metadata"]["name"], body.get("status", {}).get("conditions", ())
             known = self.programmed.get(name, (0, 0.0))[0]
@@ -183,8 +191,9 @@ class Seen:
 class Bench:
     """One run."""
 
-    def __init__(self, size: Size, folder: Path) -> None:
+    def __init__(self, size: Size, folder: Path, namespace: str) -> None:
         self._size = size
+        self._namespace = namespace
         self._folder = folder
         self._rng = random.Random(SEED)
         self._hosts = [f"127.77.{number // 250}.{number % 250 + 1}" for number in range(size.pods)]
@@ -196,17 +205,17 @@ class Bench:
         self._control_plane = control_plane
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector) as session, Fleet(self._port) as self._fleet:
-            self._api = Api(control_plane, session)
+            self._api = Api(control_plane, session, self._namespace)
             self._seen = Seen(self._api)
             await self._populate()
-            version = (await self._api.call("GET", f"{_path('tenants')}?limit=1"))["metadata"][
+            version = (await self._api.call("GET", f"{self._api.path('tenants')}?limit=1"))["metadata"][
                 "resourceVersion"
             ]
             follow = asyncio.ensure_future(self._seen.follow(version))
             command = [sys.executable, "-m", "fairserve_operator", "--log-format=plain"]
             self._operator = Process(
                 "operator",
-                [*command, f"--kubeconfig={control_plane.kubeconfig}", f"--namespace={NAMESPACE}"],
+                [*command, f"--kubeconfig={control_plane.kubeconfig}", f"--namespace={self._namespace}"],
                 self._folder / "operator.log",
                 env={"PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'serving'}"},
             )
@@ -224,7 +233,6 @@ class Bench:
     async def _populate(self) -> None:
         _say("populating ...")
         size, rng = self._size, self._rng
-        await asyncio.to_thread(self._control_plane.create_namespace, NAMESPACE)
         secrets = [
             {
                 "metadata": {"name": f"keys-{number}"},
@@ -234,7 +242,7 @@ class Bench:
             }
             for number in range(-(-size.tenants // KEYS_PER_SECRET))
         ]
-        await self._each("POST", "/api/v1/namespaces/bench/secrets", secrets)
+        await self._each("POST", self._api.path("secrets"), secrets)
         applications = [
             _object(
                 "Application",
@@ -243,10 +251,12 @@ class Bench:
             )
             for number in range(size.applications)
         ]
-        await self._each("POST", _path("applications"), applications)
-        await self._each("POST", _path("tenants"), [self._tenant(n, 1.0) for n in range(size.tenants)])
+        await self._each("POST", self._api.path("applications"), applications)
+        await self._each(
+            "POST", self._api.path("tenants"), [self._tenant(n, 1.0) for n in range(size.tenants)]
+        )
         pool = {"selector": {"matchLabels": LABELS}, "sidecar": {"controlPort": self._port}}
-        await self._each("POST", _path("servingpools"), [_object("ServingPool", POOL, pool)])
+        await self._each("POST", self._api.path("servingpools"), [_object("ServingPool", POOL, pool)])
         pods = [
             {
                 "metadata": {"name": f"vllm-{number}", "labels": LABELS},
@@ -254,7 +264,7 @@ class Bench:
             }
             for number in range(size.pods)
         ]
-        await self._each("POST", "/api/v1/namespaces/bench/pods", pods)
+        await self._each("POST", self._api.path("pods"), pods)
         await _gather(
             (self._pod_status(number, 0, True) for number in range(size.pods)),
             16,
@@ -283,7 +293,7 @@ class Bench:
             "conditions": [{"type": "Ready", "status": str(ready), "lastTransitionTime": now}],
             "containerStatuses": [{**container, "state": {"running": {"startedAt": now}}}],
         }
-        path = f"/api/v1/namespaces/bench/pods/vllm-{number}/status"
+        path = self._api.path(f"pods/vllm-{number}/status")
         await self._api.call("PATCH", path, {"status": status}, _MERGE)
 
     async def _each(self, method: str, path: str, bodies: Sequence[dict[str, Any]]) -> None:
@@ -293,16 +303,31 @@ class Bench:
         _say("start ...")
         began = time.monotonic()
         self._operator.start()
+        before = self._used() | {"operator": 0.0}
         await self._seen.until(lambda: len(self._seen.programmed) == self._size.tenants, "all programmed")
         await self._programmed_pool()
         self.measured.start_s = time.monotonic() - began
+        self.measured.start_cpu_s = {name: used - before[name] for name, used in self._used().items()}
         await self._quiet()
+
+    def _used(self) -> dict[str, float]:
+        """CPU seconds of everybody until now."""
+        pids = {
+            "operator": self._operator.pid,
+            "sidecars": self._fleet.pid,
+            "kube-apiserver": self._control_plane.apiserver.pid,
+            "etcd": self._control_plane.etcd.pid,
+            "client": os.getpid(),
+        }
+        return {name: cpu_s(pid) for name, pid in pids.items()}
 
     async def _programmed_pool(self) -> int:
         """Wait until all Pods run what the pool has; its generation."""
         async with asyncio.timeout(_DEADLINE_S):
             while True:
-                status = (await self._api.call("GET", f"{_path('servingpools')}/{POOL}")).get("status", {})
+                status = (await self._api.call("GET", f"{self._api.path('servingpools')}/{POOL}")).get(
+                    "status", {}
+                )
                 if status.get("programmed") == f"{self._size.pods}/{self._size.pods}":
                     return int(status["generation"])
                 await asyncio.sleep(0.05)
@@ -319,18 +344,12 @@ class Bench:
 
     async def _weigh(self, number: int, weight: float) -> int:
         """Write one Tenant's weight; the generation of its spec."""
-        path = f"{_path('tenants')}/{self._names[number]}"
+        path = f"{self._api.path('tenants')}/{self._names[number]}"
         written = await self._api.call("PATCH", path, {"spec": {"weight": weight}}, _MERGE)
         return int(written["metadata"]["generation"])
 
     async def _change(self) -> None:
-        pids = {
-            "operator": self._operator.pid,
-            "sidecars": self._fleet.pid,
-            "kube-apiserver": self._control_plane.apiserver.pid,
-            "etcd": self._control_plane.etcd.pid,
-        }
-        before = {name: cpu_s(pid) for name, pid in pids.items()}
+        before = self._used()
         for turn in range(self._size.changes):
             number = self._rng.randrange(self._size.tenants)
             began = time.monotonic()
@@ -341,7 +360,7 @@ class Bench:
             self.measured.applied_s.append(applied - began)
             await asyncio.sleep(0.2 + self._rng.random() * 0.3)
         self.measured.cpu_s = {
-            name: (cpu_s(pid) - before[name]) / self._size.changes for name, pid in pids.items()
+            name: (used - before[name]) / self._size.changes for name, used in self._used().items()
         }
         self.measured.traffic = await self._fleet.do("counts")
 
@@ -358,7 +377,7 @@ class Bench:
         wanted: dict[str, int] = {}
         began = time.monotonic()
         for number in range(min(self._size.burst, self._size.tenants)):
-            path = f"{_path('tenants')}/{self._names[number]}?fieldManager=bench&force=true"
+            path = f"{self._api.path('tenants')}/{self._names[number]}?fieldManager=bench&force=true"
             written = await self._api.call("PATCH", path, self._tenant(number, 5.0), _APPLY)
             wanted[self._names[number]] = written["metadata"]["generation"]
         last = time.monotonic()
@@ -414,15 +433,11 @@ def _says_programmed(condition: Mapping[str, Any], generation: int) -> bool:
     return wanted.items() <= condition.items()
 
 
-def _path(plural: str) -> str:
-    return f"{_GROUP}/namespaces/{NAMESPACE}/{plural}"
-
-
 def _object(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "apiVersion": "fairserve.dev/v1alpha1",
         "kind": kind,
-        "metadata": {"name": name, "namespace": NAMESPACE},
+        "metadata": {"name": name},
         "spec": spec,
     }
 
@@ -496,7 +511,8 @@ def measure(size: Size, folder: Path) -> Measured:
     """One run on a control plane of its own."""
     with ControlPlane(folder / "control-plane") as control_plane:
         install(control_plane)
-        return asyncio.run(Bench(size, folder).run(control_plane))
+        control_plane.create_namespace("bench")
+        return asyncio.run(Bench(size, folder, "bench").run(control_plane))
 
 
 def install(control_plane: ControlPlane) -> None:

@@ -35,7 +35,7 @@ class Timing:
     longest_burst_s: float = 4.0  #: ... nor than this, where one burst follows the other
     many: int = 10  #: changes that make a burst
     settle_s: float = 0.5  #: how long status waits for the sidecars' acknowledgements
-    first_settle_s: float = 3.0  #: the same for the first status after a start
+    first_settle_s: float = 20.0  #: the same for the first status after a start, which is everybody's
     first_retry_s: float = 0.5
     last_retry_s: float = 15.0
     census_s: float = 60.0  #: time between two counts of who exists; each also repairs what others changed
