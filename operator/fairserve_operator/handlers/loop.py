@@ -36,6 +36,8 @@ class Timing:
     many: int = 10  #: changes that make a burst
     settle_s: float = 0.5  #: how long status waits for the sidecars' acknowledgements
     first_settle_s: float = 20.0  #: the same for the first status after a start, which is everybody's
+    refresh_s: float = 0.02  #: pause for each object of which only the count of Pods has changed
+    most_refreshed: int = 100  #: ... of which there are so many at once
     first_retry_s: float = 0.5
     last_retry_s: float = 15.0
     census_s: float = 60.0  #: time between two counts of who exists; each also repairs what others changed
@@ -124,12 +126,19 @@ class _Worker:
                 self.changed.set()
 
     async def _publish(self) -> None:
-        settle_s, failures = self._timing.first_settle_s, 0
+        clock = asyncio.get_running_loop().time
+        settle_s, failures, refresh_at = self._timing.first_settle_s, 0, 0.0
         while True:
-            await self._unpublished.wait()
+            if self._namespace.postponed:
+                await wait_for_event(self._unpublished, max(0.0, refresh_at - clock()))
+            else:
+                await self._unpublished.wait()
             await self._settled(settle_s)
             self._unpublished.clear()
-            done = await self._publication.publish(self._namespace.statuses())
+            may_refresh = self._timing.most_refreshed if clock() >= refresh_at else 0
+            done = await self._publication.publish(self._namespace.statuses(may_refresh))
+            if self._namespace.refreshed:
+                refresh_at = clock() + self._namespace.refreshed * self._timing.refresh_s
             settle_s = self._timing.settle_s
             failures = 0 if done else failures + 1
             if not done:

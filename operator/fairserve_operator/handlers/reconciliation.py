@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 from fairserve_operator.decide.compilation import examine, secret_refs
 from fairserve_operator.decide.conditions import Condition, rfc3339
@@ -21,17 +21,24 @@ _ANY_SALT = "00" * 16
 #: Objects whose status is looked at before others may run.
 _BREATH = 500
 
-#: The resource, its conditions, its status as the API server holds it, and how far its pools are.
-_Looked: TypeAlias = tuple[Resource, tuple[Condition, ...], Mapping[str, Any] | None, list[Progress]]
 
+class _Looked(NamedTuple):
+    """What an object's status is made of."""
 
-def _nothing_new(known: _Looked, now: _Looked) -> bool:
-    return (
-        known[0] is now[0]
-        and known[2] is now[2]
-        and (known[1] is now[1] or known[1] == now[1])
-        and known[3] == now[3]
-    )
+    resource: Resource
+    conditions: tuple[Condition, ...]
+    held: Mapping[str, Any] | None  #: its status as the API server holds it
+    entered: list[int]  #: the generation of each pool that first has the object as it is
+    progress: list[Progress]
+
+    def pods_alone(self, before: _Looked) -> bool:
+        """Whether nothing else than how far the Pods are can differ from before."""
+        return (
+            self.resource is before.resource
+            and self.held is before.held
+            and (self.conditions is before.conditions or self.conditions == before.conditions)
+            and self.entered == before.entered
+        )
 
 
 class Namespace:
@@ -54,6 +61,8 @@ class Namespace:
         self._digests = Digests(world.store)
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
+        self.refreshed = 0  #: objects of which only the Pods had changed, in the last `statuses`
+        self.postponed = 0  #: ... and those that are left for the next
         #: What was looked at when an object's status was last found to be held as it should be.
         self._settled_status: dict[ObjectKey, _Looked] = {}
 
@@ -78,11 +87,14 @@ class Namespace:
         """Whether the world has answered everything that it was asked."""
         return all(pool.settled for pool in self._pools.values())
 
-    async def statuses(self) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+    async def statuses(self, refreshed: int) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
         """The status of each object whose status isn't held as it should be now, pools first.
 
-        Each is computed when it is asked for. Objects of which nothing changed cost a comparison.
+        Each is computed when it is asked for. Objects of which nothing changed cost a comparison. Where a
+        Pod comes or goes every object's count of Pods is another one: of those of which nothing else has
+        changed there are at most `refreshed`, and `postponed` tells how many are left.
         """
+        self.postponed = self.refreshed = 0
         if self._gathered is None:
             return
         now = rfc3339(self._world.clock())
@@ -103,9 +115,16 @@ class Namespace:
                 continue
             into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
             held = self._held(key)
-            looked = resource, conditions, held, [sent.progress(at) for sent, at in into]
+            progress = [sent.progress(at) for sent, at in into]
+            looked = _Looked(resource, conditions, held, [at for _, at in into], progress)
             known = before.get(key)
-            if known is None or not _nothing_new(known, looked):
+            pods_alone = known is not None and looked.pods_alone(known)
+            if known is None or not pods_alone or known.progress != progress:
+                if known is not None and pods_alone and self.refreshed >= refreshed:
+                    self.postponed += 1
+                    self._settled_status[key] = known
+                    continue
+                self.refreshed += pods_alone
                 make = tenant_status if key.kind == TENANT else application_status
                 status = make(resource, conditions, into, held, now)
                 if not same(status, held or {}):
