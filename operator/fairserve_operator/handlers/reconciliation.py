@@ -30,12 +30,13 @@ class _Looked(NamedTuple):
     held: Mapping[str, Any] | None  #: its status as the API server holds it
     entered: list[int]  #: the generation of each pool that first has the object as it is
     progress: list[Progress]
+    written: bool = False  #: whether a new status was to be written then
 
     def pods_alone(self, before: _Looked) -> bool:
         """Whether nothing else than how far the Pods are can differ from before."""
         return (
             self.resource is before.resource
-            and self.held is before.held
+            and (self.held is before.held) is not before.written
             and (self.conditions is before.conditions or self.conditions == before.conditions)
             and self.entered == before.entered
         )
@@ -119,15 +120,17 @@ class Namespace:
             looked = _Looked(resource, conditions, held, [at for _, at in into], progress)
             known = before.get(key)
             pods_alone = known is not None and looked.pods_alone(known)
-            if known is None or not pods_alone or known.progress != progress:
-                if known is not None and pods_alone and self.refreshed >= refreshed:
+            moved = known is None or known.progress != progress
+            if known is None or moved or not pods_alone or known.written:
+                if known is not None and pods_alone and moved and self.refreshed >= refreshed:
                     self.postponed += 1
                     self._settled_status[key] = known
                     continue
-                self.refreshed += pods_alone
                 make = tenant_status if key.kind == TENANT else application_status
                 status = make(resource, conditions, into, held, now)
                 if not same(status, held or {}):
+                    self.refreshed += pods_alone
+                    self._settled_status[key] = looked._replace(written=True)
                     yield resource, status
                     continue
             self._settled_status[key] = looked
