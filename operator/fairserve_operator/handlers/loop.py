@@ -32,8 +32,8 @@ class Timing:
 
     quiet_s: float = 0.03  #: a burst has ended when nothing came for this long
     burst_s: float = 0.25  #: ... but it is not waited for longer than this
-    longest_burst_s: float = 4.0  #: ... nor than this, where one burst follows the other
-    many: int = 10  #: changes that make a burst
+    longest_burst_s: float = 6.0  #: ... nor than this, where one burst follows the other
+    many: int = 4  #: changes that make a burst
     settle_s: float = 0.5  #: how long status waits for the sidecars' acknowledgements
     first_settle_s: float = 20.0  #: the same for the first status after a start, which is everybody's
     refresh_s: float = 0.02  #: pause for each object of which only the count of Pods has changed
@@ -69,7 +69,7 @@ class Loop:
                 return
             worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing)
             worker.start()
-        worker.mark()
+        worker.changed.set()
 
     def state(self) -> Mapping[str, Any]:
         """Tell what a liveness probe may want to see."""
@@ -95,7 +95,7 @@ class _Worker:
 
     def __init__(self, name: str, world: World, timing: Timing) -> None:
         self.changed = asyncio.Event()
-        self._marks = 0  #: changes since the last reconciliation
+        self._revision = 0  #: of the store, at the last reconciliation
         self._bursts = 0  #: in a row
         self._unpublished = asyncio.Event()
         self._name = name
@@ -107,11 +107,6 @@ class _Worker:
     def start(self) -> None:
         self._world.tasks.start(self._reconcile(), f"reconcile {self._name}")
         self._world.tasks.start(self._publish(), f"publish {self._name}")
-
-    def mark(self) -> None:
-        """Note one change."""
-        self._marks += 1
-        self.changed.set()
 
     async def _reconcile(self) -> None:
         failures = 0
@@ -149,17 +144,18 @@ class _Worker:
         """Wait until changes stop coming, but not for ever.
 
         While many come all the time, as from `kubectl apply` of a thousand objects, it waits twice as long
-        each time: what is compiled meanwhile is old at once.
+        each time: what is compiled meanwhile is old at once. Pods are no burst: nothing is compiled for them.
         """
         loop = asyncio.get_running_loop()
         timing, longer = self._timing, 2.0**self._bursts
         latest = loop.time() + min(timing.burst_s * longer, timing.longest_burst_s)
-        quiet_s = min(timing.quiet_s * longer, timing.burst_s)
+        quiet_s = timing.burst_s if self._bursts else timing.quiet_s
         self.changed.clear()
         while loop.time() < latest and await wait_for_event(self.changed, quiet_s):
             pass
-        self._bursts = min(self._bursts + 1, 30) if self._marks >= timing.many else 0
-        self._marks = 0
+        revision = self._world.store.revision(self._name)
+        self._bursts = min(self._bursts + 1, 30) if revision - self._revision >= timing.many else 0
+        self._revision = revision
 
     async def _settled(self, longest_s: float) -> None:
         """Wait until every sidecar has been given its document once, but not for ever."""

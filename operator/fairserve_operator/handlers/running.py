@@ -36,7 +36,7 @@ async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> No
     await require_custom_resources(cluster, scope)
     # Nearly all that is made stays, or goes without a collector's help; looking through 10,000 objects every
     # few thousand new ones would take a third of the time.
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(20_000, 10, 10)
     stop, deaths = asyncio.Event(), list[BaseException]()
 
     def fatal(problem: BaseException) -> None:
