@@ -483,6 +483,7 @@ def figures(size: Size, measured: Measured) -> list[Figure]:
         figure("memory of the operator", m.memory_mib, "MiB", None, at_most(256)),
         figure("idle CPU of the operator", 100 * m.idle_share, "% of a core", None, at_most(2)),
         figure("from nothing to all programmed", m.start_s, "s", None, at_most(60)),
+        *(figure(f"CPU until then: {name}", used, "s") for name, used in m.start_cpu_s.items()),
         figure(
             f"{size.burst} tenants applied one after the other: compiles",
             m.burst_compiles,
