@@ -93,8 +93,8 @@ class WellBehavedFirst:
     def oldest_wait(self, now: float) -> float:
         return max(one.oldest_wait(now) for one in self._both)
 
-    def estimate_input(self, application: str, body_bytes: int) -> int:
-        return self._first.estimate_input(application, body_bytes)
+    def estimate_input(self, tenant: str, application: str, body_bytes: int) -> int:
+        return self._first.estimate_input(tenant, application, body_bytes)
 
     def allowance(self, tenant: str, user: str, application: str, now: float) -> Allowance | None:
         return None

@@ -12,6 +12,7 @@ import typer
 
 from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
+from fairserve_operator.options import LEASE_NAME, Options
 
 _log = logging.getLogger("fairserve_operator")
 
@@ -43,14 +44,47 @@ def main(
             show_default="the Pod's service account, else $KUBECONFIG, else ~/.kube/config",
         ),
     ] = None,
-    health: Annotated[
+    listen: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Answer liveness probes at http://HOST:PORT/healthz.",
+            help="Answer /healthz, /readyz and /metrics at http://HOST:PORT.",
             show_default="no such port",
         ),
     ] = None,
+    leader_elect: Annotated[
+        bool,
+        typer.Option(
+            "--leader-elect",
+            help="Act only while holding a Lease, for two replicas of which one acts. The others know "
+            "everything and take over within 15 s, or at once if the first ends in order.",
+        ),
+    ] = False,
+    lease_namespace: Annotated[
+        str | None,
+        typer.Option(help="Where the Lease is.", show_default="the kubeconfig's or the Pod's own"),
+    ] = None,
+    lease_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the Lease. Operators of different namespaces need different ones.",
+            show_default=LEASE_NAME,
+        ),
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(
+            help="How it calls itself in the Lease, where a part of chance is added, and to sidecars.",
+            show_default="the host's name, which is the Pod's",
+        ),
+    ] = None,
+    allow_http_jwks: Annotated[
+        bool,
+        typer.Option(
+            "--allow-http-jwks",
+            help="Fetch token issuers' keys from http:// too. Whoever is on the way can forge tokens then.",
+        ),
+    ] = False,
     log_format: Annotated[
         logs.LogFormat, typer.Option(help="json for machines, plain for people.")
     ] = logs.LogFormat.JSON,
@@ -81,15 +115,30 @@ def main(
         for name in namespace or ():
             if not _NAMESPACE.fullmatch(name):
                 raise SetupError(f"--namespace {name}: not the name of a namespace; patterns are not served")
-        endpoint = None if health is None else _endpoint(health)
-        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, endpoint))
+        for option, value in (("--lease-namespace", lease_namespace), ("--lease-name", lease_name)):
+            if value is not None and not leader_elect:
+                raise SetupError(f"{option} needs --leader-elect")
+            if value is not None and not _NAMESPACE.fullmatch(value):
+                raise SetupError(f"{option} {value}: not a name")
+        options = Options(
+            None if listen is None else _address(listen),
+            leader_elect,
+            lease_namespace,
+            lease_name or LEASE_NAME,
+            identity,
+        )
+        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options, allow_http_jwks))
     except OperatorError as problem:
         _log.error("%s", problem)
         raise typer.Exit(1) from problem
 
 
 async def _operate(
-    namespaces: tuple[str, ...], everywhere: bool, kubeconfig: Path | None, endpoint: str | None
+    namespaces: tuple[str, ...],
+    everywhere: bool,
+    kubeconfig: Path | None,
+    options: Options,
+    allow_http_jwks: bool,
 ) -> None:
     # Imported late: --help and a mistyped option should not wait for kopf and kubernetes.
     from fairserve_operator.clients.kubernetes_client import KubernetesClient
@@ -98,16 +147,16 @@ async def _operate(
     cluster = KubernetesClient(None if kubeconfig is None else str(kubeconfig))
     try:
         scope = (None,) if everywhere else namespaces or (cluster.own_namespace,)
-        await run(cluster, scope, endpoint)
+        await run(cluster, scope, options, allow_http_jwks)
     finally:
         cluster.close()
 
 
-def _endpoint(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit():
-        raise SetupError(f"--health {address}: must be HOST:PORT, such as 0.0.0.0:8080")
-    return f"http://{address}/healthz"
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise SetupError(f"--listen {text}: must be HOST:PORT, such as 0.0.0.0:8080")
+    return host.strip("[]"), int(port)
 
 
 if __name__ == "__main__":

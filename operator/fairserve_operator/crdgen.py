@@ -73,6 +73,18 @@ KINDS = (
         (
             Column("Weight", ".status.weight", "number", "Share relative to other tenants."),
             Column("Programmed", ".status.programmed", description="Pods that run this generation."),
+            Column(
+                "Share",
+                ".status.share.achievedPercent",
+                "integer",
+                "Percent of the service of the last five minutes.",
+            ),
+            Column(
+                "Refused",
+                ".status.refusedInteractionsLastHour",
+                "integer",
+                "Interactions that a limit refused in the last hour.",
+            ),
             READY,
             AGE,
         ),

@@ -6,6 +6,7 @@ OperatorError
 └── ApiServerError          a call to the API server failed
     ├── NotFoundError       the object, or its kind, isn't there
     ├── ConflictError       the object exists already, or changed since it was read
+    ├── FencedError         another operator may act, so nothing was sent
     └── UnreachableError    no answer
 
 Sidecars and Prometheus raise nothing: that they fail is expected, so their clients return it as a value.
@@ -41,6 +42,13 @@ class NotFoundError(ApiServerError):
 
 class ConflictError(ApiServerError):
     """The object exists already, or it changed since it was read."""
+
+
+class FencedError(ApiServerError):
+    """Another operator may act, so nothing was sent."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what, 0, "left to the operator that holds the Lease")
 
 
 class UnreachableError(ApiServerError):

@@ -114,7 +114,8 @@ def up(
     ] = None,
     pool: _POOL = None,
     prometheus: Annotated[
-        str | None, typer.Option(help="Base URL of a Prometheus for overload signals that are queries.")
+        str | None,
+        typer.Option(help="Base URL of a Prometheus for overload signals that are queries, rates or times."),
     ] = None,
     engine_timeout: Annotated[
         float | None,

@@ -14,8 +14,9 @@ import hmac
 import ipaddress
 import json
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -26,6 +27,7 @@ from fairserve.overload.settings import OnStale
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=1, le=core.MOST)]
 
 
 #: In lower case, as names are inside.
@@ -55,6 +57,11 @@ class TenantConfig(_Document):
     per_user: LimitConfig | None = None
     total: LimitConfig | None = None
     max_queued_requests: Annotated[int, Field(ge=1)] = 10_000
+    #: Of the waiting calls' bodies.
+    max_queued_bytes: Bytes = 2**30
+    #: Of one user. None: the tenant's bound alone.
+    max_queued_requests_per_user: Annotated[int, Field(ge=1)] | None = None
+    max_queued_bytes_per_user: Bytes | None = None
     max_wait_s: Seconds = 600.0
     #: Goes into every body for an endpoint that knows it, so that only tenants of one salt share cached
     #: prefixes. vLLM's own rule for it. None: nothing is added.
@@ -67,7 +74,13 @@ class TenantConfig(_Document):
             weight=self.weight,
             per_user=_limit(self.per_user),
             total=_limit(self.total),
-            queue=core.QueueBounds(self.max_queued_requests, self.max_wait_s),
+            queue=core.QueueBounds(
+                max_requests=self.max_queued_requests,
+                max_wait_s=self.max_wait_s,
+                max_bytes=self.max_queued_bytes,
+                max_requests_per_user=self.max_queued_requests_per_user,
+                max_bytes_per_user=self.max_queued_bytes_per_user,
+            ),
         )
 
 
@@ -93,6 +106,14 @@ _BODY_SOURCES = frozenset(source for source in INTERACTION_SOURCES if source.sta
 _HEADER_SOURCE = re.compile(rf"header:{_HEADER_NAME}")
 
 
+class LearningConfig(_Document):
+    """How an application's profile follows its traffic."""
+
+    min_samples: Annotated[int, Field(ge=1)] = 50  #: completed calls before it moves at all
+    #: Most that each of its terms changes in an hour, up or down.
+    max_factor_per_hour: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
+
+
 class ApplicationConfig(_Document):
     """One application: the profile that normalises cost, and its own limits."""
 
@@ -103,6 +124,10 @@ class ApplicationConfig(_Document):
     output_tokens: PositiveFloat
     per_user: LimitConfig | None = None
     per_tenant: LimitConfig | None = None
+    #: Of all tenants together.
+    total: LimitConfig | None = None
+    #: None: the profile stays as given. Otherwise it begins as given.
+    learning: LearningConfig | None = None
     idle_timeout_s: Seconds = 300.0
     max_calls: Annotated[int, Field(ge=1)] = 100
     max_duration_s: Seconds = 3600.0
@@ -137,6 +162,10 @@ class ApplicationConfig(_Document):
             weight=self.weight,
             per_user=_limit(self.per_user),
             per_tenant=_limit(self.per_tenant),
+            total=_limit(self.total),
+            learning=None
+            if self.learning is None
+            else core.Learning(self.learning.min_samples, self.learning.max_factor_per_hour),
             interaction=core.InteractionRules(self.idle_timeout_s, self.max_calls, self.max_duration_s),
         )
 
@@ -164,11 +193,12 @@ Algorithm = Literal[
 #: A name may hold dots, as `kubernetes.io` does.
 ClaimPath = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 _RSA: frozenset[Algorithm] = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
-_CURVES: dict[JsonValue, Algorithm] = {
+_CURVES: dict[str, Algorithm] = {
     "P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA", "Ed448": "EdDSA"
 }  # fmt: skip
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 #: The private members of a JSON Web Key, asymmetric or not (RFC 7518 §6, RFC 8037 §2).
-_PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _KUBERNETES_TENANT: ClaimPath = ("kubernetes.io", "namespace")
 
 
@@ -176,8 +206,9 @@ class TokenIssuerConfig(_Document):
     """Whoever presents a JSON Web Token that this issuer signed is the tenant, user and application that the
     token says. A token counts only with `exp`, with one of `audiences` in `aud`, and with a `kid` of `keys`.
 
-    `kubernetes` reads a cluster's ServiceAccount tokens: the tenant is the namespace (by `tenants`, where it
-    is given) and the user the account, `system:serviceaccount:<namespace>:<name>`.
+    `kubernetes` reads a cluster's ServiceAccount tokens: the tenant is the namespace and the user the
+    account, `system:serviceaccount:<namespace>:<name>`. `tenants`, where it is given, has accounts by that
+    name and namespaces; the account counts first.
     """
 
     issuer: Annotated[str, Field(min_length=1)]  #: `iss`, exactly
@@ -190,6 +221,9 @@ class TokenIssuerConfig(_Document):
     #: All its callers are this tenant. Exactly one of `tenant`, `tenant_claim` and `kubernetes` is given.
     tenant: str | None = None
     tenant_claim: ClaimPath | None = None
+    #: Where the operator has the keys from: a change means that those it had are no longer good. The sidecar
+    #: fetches nothing.
+    source: str | None = None
     #: From a claim's value to a tenant's name. None: the value is the name.
     tenants: dict[str, str] | None = None
     #: The user. None: whom the request names. Unset: `sub`.
@@ -218,11 +252,7 @@ class TokenIssuerConfig(_Document):
 
     def algorithms_of(self, key: dict[str, JsonValue]) -> tuple[Algorithm, ...]:
         """Which of the algorithms a key of this issuer may be used with."""
-        if key.get("use", "sig") != "sig":
-            return ()
-        curve = _CURVES.get(key.get("crv"))
-        fitting = _RSA if key.get("kty") == "RSA" else {curve}
-        return tuple(a for a in self.algorithms if a in fitting and key.get("alg", a) == a)
+        return tuple(a for a in self.algorithms if a in algorithms_of(key))
 
 
 class IdentityConfig(_Document):
@@ -266,13 +296,22 @@ class SchedulerConfigSection(_Document):
     continuation_head_start: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
 
 
+class QueueConfig(_Document):
+    """How much may wait in one pod, of all tenants together."""
+
+    max_requests: Annotated[int, Field(ge=1)] = 1_000_000
+    max_bytes: Bytes = 8 * 2**30  #: of the waiting calls' bodies
+
+
 class OverloadConfig(_Document):
     """What the sidecar does with the operator's verdict, and without one."""
 
     stale_after_s: Seconds = 30.0
     on_stale: OnStale = OnStale.HOLD
-    #: Whether this pod's own saturation >= 1 arms OIT as well.
+    #: Whether this pod's own saturation arms OIT as well: see `fairserve.overload.saturation.arming`.
     arm_locally: bool = False
+    #: How long it stays armed by itself after its saturation has cleared.
+    hold_down_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
 
 
 class SchedulerConfig(_Document):
@@ -285,6 +324,7 @@ class SchedulerConfig(_Document):
     mode: ThrottlingMode = ThrottlingMode.ENFORCE
     scheduler: SchedulerConfigSection = SchedulerConfigSection()
     overload: OverloadConfig = OverloadConfig()
+    queue: QueueConfig = QueueConfig()
     identity: IdentityConfig
     #: None: callers nobody claims get 401.
     default_tenant: TenantConfig | None = None
@@ -342,7 +382,18 @@ class SchedulerConfig(_Document):
             tenants=MappingProxyType({t.name: t.settings() for t in self.tenants}),
             applications=MappingProxyType({a.name: a.settings() for a in self.applications}),
             default_tenant=None if self.default_tenant is None else self.default_tenant.settings(),
+            queue=core.TotalBounds(self.queue.max_requests, self.queue.max_bytes),
         )
+
+
+def algorithms_of(key: Mapping[str, JsonValue]) -> frozenset[Algorithm]:
+    """Which algorithms a public JSON Web Key is for, by its own word."""
+    if key.get("use", "sig") != "sig":
+        return frozenset()
+    curve = key.get("crv")
+    its = _CURVES.get(curve) if isinstance(curve, str) else None
+    fitting = _RSA if key.get("kty") == "RSA" else frozenset(() if its is None else (its,))
+    return frozenset(a for a in fitting if key.get("alg", a) == a)
 
 
 def canonical_json(value: object) -> bytes:
@@ -360,7 +411,7 @@ def _key_id(key: dict[str, JsonValue]) -> str:
     kid = key.get("kid")
     if not isinstance(kid, str) or not kid:
         raise ValueError("keys: a key has no kid")
-    if not _PRIVATE_MEMBERS.isdisjoint(key):
+    if not PRIVATE_MEMBERS.isdisjoint(key):
         raise ValueError(f"keys: {kid!r} is a private key; only public keys belong here")
     return kid
 

@@ -44,6 +44,8 @@ class SidecarControl:
         self.configs: list[Told] = []
         self.overloads: list[Told] = []
         self.calls: list[str] = []  #: "PUT /config 200"
+        self.callers: list[str] = []  #: the User-Agent of each call, also of those that hang
+        self.tells: dict[str, Any] = {}  #: what GET /state answers besides
         self.refuse: str | None = None  #: answer PUT /config with 422 and these words
         self._generation = 0
         self._hash = ""
@@ -146,6 +148,7 @@ class SidecarControl:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.callers.append(request.headers.get("User-Agent", ""))
         await self._going.wait()
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if self.token is None:
@@ -199,6 +202,7 @@ class SidecarControl:
     async def _get_state(self, request: web.Request) -> web.Response:
         return web.json_response(
             {
+                **self.tells,
                 "generation": self._generation or None,
                 "hash": self._hash or None,
                 "overload": {"armed": self._armed},

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fairserve.config import SchedulerConfig, key_digest
-from fairserve.sidecar.options import Address, Limits, SidecarOptions
+from fairserve.sidecar.options import Address, Limits, SidecarOptions, TlsFiles
 from fairserve.sidecar.service import Sidecar
 from tests.fakes.engine import FakeEngine
 from tests.parts.process import Process, free_port
@@ -90,6 +91,16 @@ async def running_sidecar(
     finally:
         await sidecar.stop()
         sidecar.scheduler.check()
+
+
+def make_certificate(folder: Path, name: str) -> TlsFiles:
+    """A certificate for localhost that names its maker."""
+    files = TlsFiles(folder / f"{name}.crt", folder / f"{name}.key")
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
+    command += ["-keyout", str(files.key), "-out", str(files.certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return files
 
 
 def process(folder: Path, engine_port: int, port: int, *more: str) -> Process:

@@ -218,7 +218,7 @@ def add_query(folder: Path) -> None:
 
 def test_a_query_without_a_prometheus_is_warned_of(up):
     add_query(up.folder)
-    up.said("overload signal custom is a query and has no value: give --prometheus URL")
+    up.said("overload signal custom has no value without a Prometheus: give --prometheus URL")
 
 
 class FakePrometheus(BaseHTTPRequestHandler):

@@ -89,7 +89,7 @@ def test_changed_weight_is_acknowledged_and_touches_no_other_tenant(served: Plac
     for name in ("team-a", "team-b"):
         served.until_condition("tenants", name, "Programmed", "True")
     until(lambda: sidecars[0].generation == sidecars[1].generation > 0, "both sidecars on one generation")
-    before, untouched = sidecars[0].generation, served.get("tenants", "team-b")["metadata"]["resourceVersion"]
+    before, untouched = sidecars[0].generation, served.get("tenants", "team-b")["status"]["conditions"]
 
     started = time.monotonic()
     served.patch("tenants", "team-a", {"weight": 1})
@@ -99,7 +99,7 @@ def test_changed_weight_is_acknowledged_and_touches_no_other_tenant(served: Plac
     print(f"\npatch to Programmed: {elapsed_s:.3f} s")
     assert [sidecar.generation for sidecar in sidecars] == [before + 1, before + 1]
     assert {tenant.name: tenant.weight for tenant in sidecars[1].config.tenants}["team-a"] == 1
-    assert served.get("tenants", "team-b")["metadata"]["resourceVersion"] == untouched
+    assert served.get("tenants", "team-b")["status"]["conditions"] == untouched
 
 
 @pytest.mark.parametrize(
@@ -227,3 +227,55 @@ def test_pool_that_is_gone_is_missed(served: Place) -> None:
     served.apply(two_teams())
     served.until_condition("tenants", "team-a", "Programmed", "True")
     assert sidecar.generation == served.get("servingpools", "llm")["status"]["generation"]
+
+
+def test_statuses_and_columns_show_what_the_sidecars_do(served: Place) -> None:
+    for name in ("a", "b"):
+        served.pod(name).tells = {
+            "window": {"size": 8},
+            "tenants": [{"name": "team-a", "users": 2}],
+            "applications": [
+                {
+                    "name": "chat",
+                    "input_tokens": 90,
+                    "system_tokens": 5,
+                    "output_tokens": 40,
+                    "learned_from": 60,
+                }
+            ],
+            "recent": {
+                "service_5m": {"team-a": 60.0, "team-b": 40.0},
+                "refused_interactions_1h": {"team-b": 9.0},
+            },
+        }
+    served.until_condition("tenants", "team-a", "Ready", "True")
+    shown = until(lambda: served.get("tenants", "team-a")["status"].get("share"), "the share of team-a")
+    assert shown == {"configuredPercent": 75, "achievedPercent": 60}
+    assert served.get("tenants", "team-a")["status"]["activeUsers"] == 4
+    assert served.get("applications", "chat")["status"]["learned"] == {
+        "inputTokens": 90,
+        "systemTokens": 5,
+        "outputTokens": 40,
+        "samples": 120,
+    }
+    until(lambda: served.get("servingpools", "llm")["status"].get("window") == 16, "the pool's window")
+    table = served.control_plane.kubectl("get", "tenants.fairserve.dev", "-n", served.namespace)
+    heading, first, second = table.splitlines()
+    assert heading.split() == ["NAME", "WEIGHT", "PROGRAMMED", "SHARE", "REFUSED", "READY", "AGE"]
+    assert first.split()[:-1] == ["team-a", "3", "2/2", "60", "0", "True"]
+    assert second.split()[:-1] == ["team-b", "1", "2/2", "40", "18", "True"]
+
+
+def test_trouble_is_an_event(served: Place) -> None:
+    served.pod("a")
+    served.until_condition("tenants", "team-a", "Ready", "True")
+    served.delete("secrets", "team-a-key")
+
+    def told() -> dict[str, object] | None:
+        path = f"/api/v1/namespaces/{served.namespace}/events"
+        events = served.control_plane.request("GET", path)["items"]
+        return next((each for each in events if each["involvedObject"]["name"] == "team-a"), None)
+
+    event = until(told, "the Event")
+    assert (event["type"], event["reason"]) == ("Warning", "SecretMissing")
+    assert "team-a-key" in str(event["message"])

@@ -12,6 +12,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, make_wsgi_app
 
+from tests.fakes.prometheus import Answer, FakePrometheus, certificate, number
 from tests.fakes.sidecar_control import SidecarControl
 from tests.integration.operating import Place, install_custom_resources, operator_process, two_teams, until
 from tests.parts.controlplane import ControlPlane
@@ -53,7 +54,7 @@ def place(control_plane: ControlPlane, namespace: str) -> Iterator[Place]:
         yield Place(control_plane, namespace, stack)
 
 
-def manifests(prometheus: Prometheus, on_stale: str) -> list[dict[str, Any]]:
+def manifests(prometheus: Prometheus | FakePrometheus, on_stale: str) -> list[dict[str, Any]]:
     """The example, with a pool that evaluates fast."""
     signal = {"name": "queue-wait", "builtin": "QueueWait", "threshold": 3, "clearThreshold": 1, "for": "0s"}
     everything = two_teams()
@@ -131,6 +132,64 @@ def test_signals_without_any_series_are_staleness_and_not_zero(
     assert armed["reason"] == "SignalsStale"
     assert "finds no series" in armed["message"]
     assert sidecar.armed
+
+
+CREDENTIALS = "prometheus-credentials"
+
+
+def put_credentials(place: Place, **entries: str) -> None:
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": CREDENTIALS}, "stringData": entries}
+    place.control_plane.kubectl("delete", "secret", CREDENTIALS, "-n", place.namespace, "--ignore-not-found")
+    place.apply([secret])
+
+
+def test_credentials_come_from_a_secret_that_may_be_missing_wrong_and_rotated(
+    place: Place, tmp_path: Path
+) -> None:
+    files = certificate(tmp_path, "prometheus")
+    with ExitStack() as stack:
+        prometheus = stack.enter_context(FakePrometheus(files))
+        prometheus.answer = lambda asked: (
+            number("7") if asked.authorization == "Bearer right" else Answer(b"who is it?", 401)
+        )
+        everything = manifests(prometheus, "Hold")
+        overload = next(each for each in everything if each["kind"] == "ServingPool")["spec"]["overload"]
+        overload["signals"] = [{"name": "mine", "query": "vector(7)", "threshold": 3}]
+        overload["prometheus"] |= {
+            "auth": {"bearerToken": {"secretRef": {"name": CREDENTIALS, "key": "token"}}},
+            "tls": {"ca": {"name": CREDENTIALS, "key": "ca"}},
+        }
+        log = tmp_path / "log"
+        stack.enter_context(operator_process(place.control_plane.kubeconfig, log, "-n", place.namespace))
+        place.apply(everything)
+        place.pod("a")
+
+        missing = place.until_condition("servingpools", "llm", "ResolvedRefs", "False")
+        assert missing["message"].startswith(
+            f'spec.overload.prometheus.auth.bearerToken.secretRef: Secret "{CREDENTIALS}" not found'
+        )
+        place.until_condition("servingpools", "llm", "Programmed", "True")
+
+        def told(words: str) -> None:
+            until(
+                lambda: words in place.condition("servingpools", "llm", "Overloaded").get("message", ""),
+                words,
+            )
+
+        put_credentials(place, token="hush-hush", ca="none")
+        told("the CA is not a certificate in PEM")
+        place.until_condition("servingpools", "llm", "ResolvedRefs", "True")
+        put_credentials(place, token="hush-hush", ca=certificate(tmp_path, "other")[0].read_text())
+        told(f"not read: mine: no trust in {prometheus.url}: self-signed certificate")
+        assert prometheus.asked == []
+        put_credentials(place, token="hush-hush", ca=files[0].read_text())
+        told(f"mine: {prometheus.url} refuses the credentials: HTTP 401")
+        put_credentials(place, token="right\n", ca=files[0].read_text())
+        up = place.until_condition("servingpools", "llm", "Overloaded", "True")
+        pool = place.get("servingpools", "llm")
+        since = pool["status"]["overload"]["since"]
+        assert up["message"] == f"overloaded since {since}: mine is 7 (threshold 3, clears below 2.4)"
+        assert "hush-hush" not in log.read_text() + str(pool)
 
 
 def events(place: Place) -> list[str]:

@@ -14,6 +14,7 @@ from tests.fakes.engine import (
     Seen,
     answer_at_once,
     answers_after,
+    event,
     token_event,
     usage_event,
 )
@@ -59,6 +60,23 @@ async def test_usage_chunk_stays_when_the_client_asked_for_it(engine, sidecar):
     assert proxied.body == direct.body
     assert b'"completion_tokens":3' in proxied.body
     assert engine.seen[1].body == body
+
+
+async def test_usage_that_the_engine_gives_whoever_asks_stays(engine, sidecar):
+    async def force(seen, reply):
+        await reply.begin_events()
+        for number in range(3):
+            usage = {"prompt_tokens": 10, "completion_tokens": number}
+            await reply.chunk(event({"choices": [{"index": 0, "delta": {}}], "usage": usage}))
+        await reply.chunk(usage_event(10, 2) + DONE)
+        await reply.end()
+
+    engine.behaviour = force
+    asked = {"messages": [], "stream": True}
+    direct, proxied = await ask(engine.port, KEY_A, asked), await ask(sidecar.data_address, KEY_A, asked)
+    assert proxied.body == direct.body
+    text = sidecar.metrics.exposition().decode()
+    assert metric(text, "fairserve_tokens_total", tenant="a", kind="output") == 2
 
 
 async def test_stream_arrives_as_it_is_made(engine, sidecar):

@@ -10,6 +10,7 @@ import random
 import pytest
 
 from fairserve.difference import MEDIA_TYPE, Difference, diff
+from fairserve.sidecar.configuration import read_document
 from fairserve.sidecar.options import Address, SidecarOptions
 from fairserve.sidecar.service import Sidecar
 from tests.fakes.engine import Reply, Seen, answer_at_once, answers_after, token_event
@@ -233,6 +234,7 @@ async def test_user_over_its_limit_is_429_until_the_time_told(sidecar):
     assert (await ask(sidecar.data_address, KEY_B, {}, x_fairserve_user="v")).status == 200, "within limits"
     text = sidecar.metrics.exposition().decode()
     labels = {"tenant": "b", "reason": "user_interaction_limit", "mode": "Enforce"}
+    assert sidecar.state()["recent"]["refused_interactions_1h"] == {"b": 1.0}
     assert metric(text, "fairserve_refused_interactions_total", **labels) == 1
     assert metric(text, "fairserve_oit_armed") == 1
 
@@ -269,12 +271,33 @@ async def test_ended_lease_follows_on_stale(tmp_path, engine):
 
 async def test_own_saturation_arms_where_that_is_on(tmp_path, engine):
     engine.kv_use = 1.0
-    config = document(overload={"arm_locally": True, "on_stale": "Disarm"})
+    config = document(overload={"arm_locally": True, "on_stale": "Disarm", "hold_down_s": 0.0})
     async with running_sidecar(tmp_path, engine, config) as sidecar:
         await eventually(lambda: sidecar.scheduler.armed, "saturation arms")
-        assert sidecar.state()["overload"]["source"] == "Local"
+        told = sidecar.state()["overload"]
+        assert (told["source"], told["reason"]) == (
+            "Local",
+            "saturation is 1.05263 (threshold 1, clears below 0.8)",
+        )
         engine.kv_use = 0.1
         await eventually(lambda: not sidecar.scheduler.armed, "saturation is gone")
+
+
+async def test_own_saturation_that_hovers_does_not_flap(tmp_path, engine):
+    engine.kv_use = 1.0
+    overload_section = {"arm_locally": True, "on_stale": "Disarm", "hold_down_s": 3600}
+    async with running_sidecar(tmp_path, engine, document(overload=overload_section)) as sidecar:
+        await eventually(lambda: sidecar.scheduler.armed, "saturation arms")
+        for kv_use in (0.9, 0.1):  # Below what arms; below what clears, but not for as long as hold_down_s.
+            engine.kv_use = kv_use
+            await eventually(
+                lambda kv_use=kv_use: sidecar.watch.sample.kv_use == kv_use, "the engine is read"
+            )
+            assert await overload(sidecar, armed=False)
+            assert sidecar.scheduler.armed
+        off = document(generation=2, overload={**overload_section, "arm_locally": False})
+        sidecar.configure(read_document(off.to_bytes()))
+        assert not sidecar.scheduler.armed
 
 
 async def test_full_queue_and_timeout_are_503(tmp_path, engine):
@@ -470,6 +493,10 @@ async def test_state_tells_what_people_want_to_know(sidecar):
     assert (tenant["name"], tenant["weight"], tenant["refused"]) == ("a", 3, 0)
     assert state["engine"]["up"] is True
     assert state["engine"]["kv_tokens"] == 16_000
+    assert state["recent"]["service_5m"]["a"] == pytest.approx(tenant["service"])
+    assert state["recent"]["refused_interactions_1h"] == {}
+    chat = next(each for each in state["applications"] if each["name"] == "chat")
+    assert (chat["input_tokens"], chat["output_tokens"], chat["learned_from"]) == (10, 3, None)
     assert b"secret-person" not in answer.body
 
 

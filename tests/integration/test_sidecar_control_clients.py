@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from fairserve.sidecar.options import Limits
+from fairserve.sidecar.options import Limits, TlsFiles
 from fairserve.sidecar.service import Sidecar
 from tests.integration.sidecars import (
     KEY_A,
@@ -19,6 +20,7 @@ from tests.integration.sidecars import (
     control,
     document,
     eventually,
+    make_certificate,
     running_sidecar,
 )
 
@@ -49,9 +51,16 @@ async def hanging_clients(sidecar: Sidecar, sent: bytes) -> AsyncIterator[list[C
 
 
 def connections(sidecar: Sidecar) -> int:
-    server = sidecar._control._server
-    assert server is not None
-    return len(server.server_state.connections)
+    parts = sidecar._control._parts
+    assert parts is not None
+    return len(parts[1])
+
+
+def known(sidecar: Sidecar) -> int:
+    """How many connections have shown the token."""
+    parts = sidecar._control._parts
+    assert parts is not None
+    return sum(connection.known for connection in parts[1]._open.values())
 
 
 async def served(sidecar: Sidecar) -> None:
@@ -137,3 +146,93 @@ async def test_a_head_without_end_is_cut_off(sidecar):
         client.writer.write(PUT + b"X-Long: " + b"x" * 100_000)
         await eventually(lambda: connections(sidecar) == 0, "it is cut off")
     await served(sidecar)
+
+
+@asynccontextmanager
+async def few(folder, engine, certificate: TlsFiles | None = None) -> AsyncIterator[Sidecar]:
+    """A control port for four connections."""
+    limits = Limits(control_connections=4)
+    async with running_sidecar(folder, engine, document(), limits=limits, control_tls=certificate) as sidecar:
+        yield sidecar
+
+
+async def is_closed(client: Client) -> bool:
+    """Whether the other side has ended the connection; waits for that for a moment."""
+    try:
+        await asyncio.wait_for(client.reader.read(), 5)
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+async def test_strangers_keep_nobody_out(tmp_path, engine):
+    async with few(tmp_path, engine) as sidecar:
+        strangers = [await Client.connect(sidecar.control_address) for _ in range(4)]
+        strangers[0].writer.write(HALF_BODY.replace(TOKEN.encode(), b"wrong"))
+        await eventually(lambda: connections(sidecar) == 4, "all are connected")
+        for number in range(20):
+            strangers.append(await Client.connect(sidecar.control_address))
+            assert (await control(sidecar, "GET", "/state")).status == 200
+            assert (await control(sidecar, "GET", "/healthz")).status == 200
+            assert connections(sidecar) <= 4, f"with the stranger {number}"
+        assert [await is_closed(stranger) for stranger in strangers[:4]] == [True] * 4, "the oldest went"
+        for stranger in strangers:
+            await stranger.leave()
+
+
+async def test_a_request_with_the_token_is_not_cut_for_strangers(tmp_path, engine):
+    async with few(tmp_path, engine) as sidecar, await Client.connect(sidecar.control_address) as operator:
+        operator.writer.write(HALF_BODY)
+        await eventually(lambda: known(sidecar) == 1, "it has shown the token")
+        strangers = [await Client.connect(sidecar.control_address) for _ in range(20)]
+        await eventually(lambda: connections(sidecar) == 4, "some are still there")
+        operator.writer.write(BODY[len(BODY) // 2 :])
+        assert (await operator.answer()).status == 200
+        assert sidecar.configuration.generation == 2
+        for stranger in strangers:
+            await stranger.leave()
+
+
+async def test_where_all_have_shown_the_token_the_newest_is_closed(tmp_path, engine):
+    async with few(tmp_path, engine) as sidecar:
+        operators = [await Client.connect(sidecar.control_address) for _ in range(4)]
+        for operator in operators:
+            operator.writer.write(HALF_BODY)
+        await eventually(lambda: known(sidecar) == 4, "all have shown the token")
+        async with await Client.connect(sidecar.control_address) as newest:
+            assert await is_closed(newest)
+        operators[0].writer.write(BODY[len(BODY) // 2 :])
+        assert (await operators[0].answer()).status == 200
+        for operator in operators:
+            await operator.leave()
+        await eventually(lambda: connections(sidecar) == 0, "they are gone")
+        assert (await control(sidecar, "GET", "/state")).fields["generation"] == 2
+
+
+async def test_handshakes_that_go_on_count_and_make_room(tmp_path, engine, caplog):
+    files = make_certificate(tmp_path, "first")
+    async with few(tmp_path, engine, files) as sidecar:
+        strangers = [await Client.connect(sidecar.control_address) for _ in range(20)]
+        await eventually(lambda: connections(sidecar) == 4, "the last are still there")
+        assert [await is_closed(stranger) for stranger in strangers[:2]] == [True] * 2
+        trusting = ssl.create_default_context(cafile=files.certificate)
+        address = sidecar.control_address
+        async with await Client.connect(address, ssl=trusting, server_hostname="localhost") as operator:
+            operator.send("GET", "/state", {"Authorization": f"Bearer {TOKEN}"})
+            assert (await operator.answer()).status == 200
+        for stranger in strangers:
+            await stranger.leave()
+        await eventually(lambda: connections(sidecar) == 0, "they are gone")
+    assert "ERROR" not in [record.levelname for record in caplog.records]
+
+
+async def test_a_handshake_without_end_is_cut_off(tmp_path, engine):
+    files = make_certificate(tmp_path, "first")
+    limits = Limits(control_timeout_s=0.5)
+    async with (
+        running_sidecar(tmp_path, engine, document(), limits=limits, control_tls=files) as sidecar,
+        hanging_clients(sidecar, b"\x16\x03"),
+    ):
+        await eventually(lambda: connections(sidecar) == 0, "they are cut off")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 
 from fairserve.sidecar.options import Limits
 from tests.fakes.engine import FakeEngine
-from tests.integration.sidecars import CHAT, KEY_A, Client, ask, document, eventually, running_sidecar
+from tests.integration.sidecars import CHAT, KEY_A, Client, ask, document, eventually, metric, running_sidecar
 
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY_A}\r\n".encode()
 LIMITS = Limits(max_head_bytes=4096, max_body_bytes=10_000, head_timeout_s=0.3, body_timeout_s=0.3)
@@ -121,6 +122,78 @@ async def test_refused_client_that_goes_on_sending_still_sees_why(engine, sideca
         for _ in range(50):
             client.writer.write(b"x" * 65_536)
         assert (await client.answer()).status == 413
+
+
+UNASKED = Limits(unasked_body_bytes=4_000, body_timeout_s=5.0)
+LONG = 1_000_000
+FRAMED = {
+    "declared": b"Content-Length: %d\r\n\r\n" % LONG,
+    "hesitant": b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % LONG,
+    "chunked": b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % LONG + b"x" * 4_001,
+}
+
+
+@asynccontextmanager
+async def unasked_for_more(tmp_path, engine, config):
+    async with running_sidecar(tmp_path, engine, config, limits=UNASKED) as sidecar:
+        yield sidecar
+    assert engine.seen == []
+
+
+@pytest.mark.parametrize("rest", FRAMED.values(), ids=FRAMED)
+async def test_strangers_long_body_is_not_waited_for(tmp_path, engine, rest):
+    stranger = HEAD.replace(KEY_A.encode(), b"nobodys")
+    async with unasked_for_more(tmp_path, engine, document()) as sidecar:
+        answer = await raw(sidecar, stranger + rest)
+        assert (answer.status, answer.fields["error"]["code"]) == (401, "invalid_api_key")
+        text = sidecar.metrics.exposition().decode()
+        assert metric(text, "fairserve_denied_requests_total", code="invalid_api_key") == 1
+
+
+@pytest.mark.parametrize("rest", FRAMED.values(), ids=FRAMED)
+async def test_long_body_is_not_waited_for_before_there_is_a_configuration(tmp_path, engine, rest):
+    async with unasked_for_more(tmp_path, engine, None) as sidecar:
+        answer = await raw(sidecar, HEAD + rest)
+        assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "not_ready")
+        assert answer.header("retry-after") is not None
+
+
+async def test_long_body_is_not_waited_for_while_the_pod_stops(tmp_path, engine):
+    async with unasked_for_more(tmp_path, engine, document()) as sidecar:
+        async with await Client.connect(sidecar.data_address) as client:
+            client.writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + b"x" * 2_000)
+            await eventually(lambda: any(c.in_use for c in sidecar._server.connections), "it arrives")
+            stopping = asyncio.create_task(sidecar.stop(5.0))
+            await eventually(lambda: sidecar.proxy.draining, "it stops")
+            client.writer.write(b"\r\nbb8\r\n" + b"x" * 3_000)
+            answer = await client.answer()
+            assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "shutting_down")
+        await stopping
+
+
+async def test_callers_long_bodies_arrive_whole_and_so_do_those_that_cost_nothing(tmp_path, engine):
+    body = b"{" + b" " * 8_998 + b"}"
+    chunks = [b"bb8\r\n%b\r\n" % body[at : at + 3_000] for at in (0, 3_000, 6_000)]
+    chunked = b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n"
+    free = HEAD.replace(CHAT.encode(), b"/tokenize").replace(KEY_A.encode(), b"nobodys")
+    async with running_sidecar(tmp_path, engine, document(), limits=UNASKED) as sidecar:
+        for data in (HEAD + chunked, free + chunked, HEAD + b"Content-Length: 9000\r\n\r\n" + body):
+            async with await Client.connect(sidecar.data_address) as client:
+                client.writer.write(data)
+                assert (await client.answer()).status == 200
+    assert [seen.body for seen in engine.seen] == [body] * 3
+
+
+async def test_calls_before_a_strangers_long_body_are_answered(tmp_path, engine):
+    stranger = HEAD.replace(KEY_A.encode(), b"nobodys")
+    async with (
+        running_sidecar(tmp_path, engine, document(), limits=UNASKED) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+    ):
+        client.writer.write((HEAD + b"Content-Length: 2\r\n\r\n{}") * 2 + stranger + FRAMED["declared"])
+        assert [(await client.answer()).status for _ in range(3)] == [200, 200, 401]
+        assert await client.reader.read() == b""
+    assert len(engine.completions) == 2
 
 
 async def test_hesitant_client_is_told_to_continue(engine, sidecar):

@@ -10,13 +10,16 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from fairserve.core.calls import UNIT, Usage
+from fairserve.core.cost import price, typical_cost, unit_rate
 from fairserve.sidecar.options import Limits
 from fairserve.sidecar.realtime import BYTES_PER_TOKEN
-from tests.fakes.engine import Reply, Seen
+from tests.fakes.engine import PROMPT_TOKENS, Reply, Seen
 from tests.integration.sidecars import (
     KEY_A,
     KEY_B,
     Client,
+    ask,
     control,
     document,
     eventually,
@@ -188,6 +191,35 @@ async def test_what_is_sent_is_charged_by_its_size(sidecar):
     assert exposed(sidecar, "fairserve_service_total", tenant="a") > 5
     assert exposed(sidecar, "fairserve_requests_total", tenant="a", outcome="completed") == 1
     assert sidecar.scheduler.tenant("b").counter == 0
+
+
+async def test_the_account_holds_sessions_and_calls_alike(sidecar):
+    """What a tenant was charged is what its usage costs, no more and no less."""
+    settings, sent = sidecar.scheduler.settings, 40 * BYTES_PER_TOKEN
+    typical = typical_cost(sidecar.scheduler.profile("chat"), settings.tokens)
+    rate = unit_rate(typical, sidecar.scheduler.traffic.value, settings.normalisation)
+    async with session(sidecar, x_fairserve_application="chat") as client:
+        client.writer.write(bytes(sent))
+        await client.reader.readexactly(sent)
+        open_now = (await control(sidecar, "GET", "/state")).fields
+        assert open_now["realtime_sessions"] == 1
+        assert account(sidecar, open_now) > 0
+    await eventually(lambda: not sidecar.proxy.sessions, "the session has ended")
+    call = {"max_tokens": 7}
+    assert (await ask(sidecar.data_address, KEY_A, call, x_fairserve_application="chat")).status == 200
+    ended = (await control(sidecar, "GET", "/state")).fields
+    assert ended["realtime_sessions"] == 0
+    usage = Usage(40 + PROMPT_TOKENS, 40 + 7)
+    for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
+        assert exposed(sidecar, "fairserve_tokens_total", tenant="a", kind=kind) == count
+    assert account(sidecar, ended) == pytest.approx(price(usage, 0, settings.tokens) * rate / UNIT)
+
+
+def account(sidecar, state: dict) -> float:
+    """What tenant a was charged by /state, which its metric says as well."""
+    (service,) = [tenant["service"] for tenant in state["tenants"] if tenant["name"] == "a"]
+    assert exposed(sidecar, "fairserve_service_total", tenant="a") == pytest.approx(service)
+    return service
 
 
 async def test_a_client_that_leaves_ends_the_engines_side(engine, sidecar):

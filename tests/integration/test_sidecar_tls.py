@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,13 @@ import pytest
 from fairserve.sidecar.options import Address, OptionError, SidecarOptions, TlsFiles
 from fairserve.sidecar.service import Sidecar
 from fairserve.sidecar.tls import Certificate
-from tests.integration.sidecars import TOKEN, Client, document, eventually, running_sidecar
-
-
-def make(folder: Path, name: str) -> TlsFiles:
-    """A certificate for localhost that names its maker."""
-    files = TlsFiles(folder / f"{name}.crt", folder / f"{name}.key")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
-    command += ["-keyout", str(files.key), "-out", str(files.certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    return files
+from tests.integration.sidecars import TOKEN, Client, document, eventually, make_certificate, running_sidecar
 
 
 @pytest.fixture
 async def secured(tmp_path, engine):
     """A sidecar with a certificate, and the files that it reads."""
-    files = make(tmp_path, "first")
+    files = make_certificate(tmp_path, "first")
     async with running_sidecar(tmp_path, engine, document(), control_tls=files) as sidecar:
         yield sidecar, files
 
@@ -73,7 +62,7 @@ async def test_a_new_certificate_is_taken_when_it_is_whole(tmp_path, secured, ca
     caplog.set_level("INFO")
     sidecar, files = secured
     first = shutil.copy(files.certificate, tmp_path / "trusted")
-    second = make(tmp_path, "second")
+    second = make_certificate(tmp_path, "second")
     shutil.copy(second.certificate, files.certificate)
     await eventually(lambda: any("old certificate" in r.getMessage() for r in caplog.records), "half is seen")
     assert await serves(sidecar, first)

@@ -9,11 +9,27 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fairserve.config import SchedulerConfig, key_digest
-from fairserve_operator.decide.compilation import Compiled, compile_pool
+from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
+from fairserve.sidecar.identity import IdentityTable
+from fairserve_operator.decide.compilation import Compiled, compile_pool, needs
 from fairserve_operator.decide.conditions import CONFLICTED
+from fairserve_operator.decide.jwks import CLUSTER, KeySet, KeySource, KeysProblem
 from fairserve_operator.decide.resources import Resource, SecretProblem, SecretRef
-from tests.unit.operator.builders import NAMESPACE, SALT, api_key, application, header, pool, tenant
+from tests.unit.operator.builders import (
+    CLUSTER_ISSUER,
+    ISSUER,
+    JWKS_URI,
+    NAMESPACE,
+    SALT,
+    api_key,
+    application,
+    header,
+    jwt,
+    key_set,
+    pool,
+    service_account,
+    tenant,
+)
 
 SECRETS = ("s0", "s1", "s2")
 APPLICATIONS = ("chat", "agent", "broken-app", "gone")
@@ -33,10 +49,41 @@ identities = st.one_of(
         application=mostly(st.none(), st.sampled_from(APPLICATIONS)),
     ),
     st.builds(header, st.sampled_from(["x-team", "X-Team", "x-org"]), st.sampled_from(["a", "b"])),
+    st.builds(
+        jwt,
+        issuer=mostly(st.sampled_from([ISSUER, "https://other.example"]), st.just(CLUSTER_ISSUER)),
+        audience=st.sampled_from(["llm", "llm", "elsewhere"]),
+        claim=st.just(["team"]),
+        value=st.sampled_from(["x", "y"]),
+        jwksUri=mostly(st.just(JWKS_URI), st.just("https://away.example/keys")),
+    ),
+    st.builds(service_account, st.sampled_from(["ns-a", "ns-b"]), st.sampled_from([None, "app"])),
+    st.just(jwt(issuer="https://one.example")),
 )
+limits = st.fixed_dictionaries({"count": st.integers(1, 9), "window": st.sampled_from(["1s", "1m"])})
 well_formed = st.fixed_dictionaries(
     {"identity": st.lists(identities, max_size=4)},
-    optional={"weight": st.floats(0.01, 100.0), "queue": st.sampled_from([{}, {"maxWait": "1m"}])},
+    optional={
+        "weight": st.floats(0.01, 100.0),
+        "queue": st.sampled_from([{}, {"maxWait": "1m"}, {"maxBytes": "1Mi", "maxBytesPerUser": "1Ki"}]),
+        "interactionLimits": st.fixed_dictionaries({}, optional={"perUser": limits}),
+        "prefixCacheGroup": st.sampled_from(["g", "h"]),
+    },
+)
+well_formed_application = st.fixed_dictionaries(
+    {
+        "profile": st.fixed_dictionaries(
+            {"inputTokens": st.integers(5, 10**8), "outputTokens": st.integers(1, 10**8)},
+            optional={"systemTokens": st.integers(0, 5), "mode": st.sampled_from(["Static", "Learned"])},
+        )
+    },
+    optional={
+        "weight": st.floats(0.01, 100.0),
+        "interactionLimits": st.fixed_dictionaries({}, optional={"total": limits}),
+        "interaction": st.fixed_dictionaries(
+            {}, optional={"idSources": st.lists(st.sampled_from(INTERACTION_SOURCES), unique=True)}
+        ),
+    },
 )
 ill_formed = st.sampled_from(
     [
@@ -53,10 +100,21 @@ well_formed_pool = st.fixed_dictionaries(
     optional={
         "scheduler": st.sampled_from([{"policy": "VTC"}, {"normalisation": 0.5}]),
         "trustedProxies": st.sampled_from([["10.0.0.0/8", "10.0.0.0/8"], ["::/0"]]),
-        "defaultTenant": st.sampled_from([{"mode": "Admit"}, {"mode": "Reject"}]),
+        "defaultTenant": st.sampled_from([{"mode": "Admit", "prefixCacheGroup": "g"}, {"mode": "Reject"}]),
+        "hopTokens": st.lists(
+            st.builds(lambda name: {"name": name, "key": "api-key"}, st.sampled_from([*SECRETS, "missing"])),
+            max_size=3,
+        ),
+        "queue": st.sampled_from([{}, {"maxRequests": 1, "maxBytes": "1Ki"}]),
+        "serviceAccountAudience": st.sampled_from(["fairserve", "llm"]),
     },
 )
 ill_formed_pool = st.sampled_from([{"selector": {}}, {"selector": {"matchLabels": {"app": "x"}}, "no": 1}])
+KEYS: dict[KeySource, KeySet] = {
+    JWKS_URI: key_set("k1", "k2"),
+    "https://away.example/keys": key_set("away", problem="no answer"),
+    CLUSTER: key_set("c", issuer=CLUSTER_ISSUER),
+}
 #: Secrets hold few keys, so that some hold the same one.
 usable = st.sampled_from([key_digest(SALT, key) for key in ("one", "two", "three")])
 problems = st.sampled_from(list(SecretProblem))
@@ -68,10 +126,11 @@ class Namespace:
     tenants: tuple[Resource, ...]
     applications: tuple[Resource, ...]
     digests: dict[SecretRef, str | SecretProblem]
+    keys: dict[KeySource, KeySet | KeysProblem]
 
     def compile(self, which: int = 0) -> Compiled:
         return compile_pool(
-            self.pools[which], self.pools, self.tenants, self.applications, self.digests, SALT
+            self.pools[which], self.pools, self.tenants, self.applications, self.digests, self.keys, SALT
         )
 
     def joined_by(self, one: Resource) -> Namespace:
@@ -93,8 +152,16 @@ def namespaces(draw: st.DrawFn) -> Namespace:
             for i in range(draw(st.integers(1, 3)))
         ),
         tenants=tuple(tenant(f"t{i}", created=draw(times), **spec) for i, spec in enumerate(specs)),
-        applications=(application("chat"), application("agent"), application("broken-app", weight=0)),
+        applications=(
+            application("chat", **draw(well_formed_application)),
+            application("agent"),
+            application("broken-app", weight=0),
+        ),
         digests={SecretRef(NAMESPACE, name, "api-key"): draw(mostly(usable, problems)) for name in SECRETS},
+        keys={
+            source: draw(mostly(st.just(keys), st.just(KeysProblem("KeysUnavailable", "away"))))
+            for source, keys in KEYS.items()
+        },
     )
 
 
@@ -107,6 +174,7 @@ def test_permutations_change_nothing(namespace: Namespace, seed: int) -> None:
         tenants=tuple(rng.sample(namespace.tenants, len(namespace.tenants))),
         applications=tuple(rng.sample(namespace.applications, len(namespace.applications))),
         digests=dict(rng.sample(sorted(namespace.digests.items()), len(namespace.digests))),
+        keys=dict(rng.sample(sorted(namespace.keys.items(), key=str), len(namespace.keys))),
     )
     one, other = namespace.compile(), shuffled.compile()
     assert one == other
@@ -121,6 +189,7 @@ def test_every_configuration_is_accepted_by_the_sidecar(namespace: Namespace) ->
         assert read == config
         assert read.content_hash == config.content_hash
         assert set(read.settings().tenants) == {t.name for t in config.tenants}
+        IdentityTable(read)  # Which reads the keys as well.
 
 
 @given(
@@ -142,6 +211,71 @@ def test_a_broken_object_changes_only_its_own_conditions(namespace: Namespace, b
     assert after.parts == before.parts
     assert {k: v for k, v in after.conditions.items() if k != broken.key} == before.conditions
     assert after.conditions[broken.key][0].status == "False"
+
+
+claimants = well_formed.map(lambda spec: tenant("zz", created="2030-01-01T00:00:00Z", **spec))
+
+
+@given(namespaces(), claimants)
+def test_a_younger_object_takes_nothing_from_anybody(namespace: Namespace, younger: Resource) -> None:
+    """It changes its own conditions, and tells those whose things it claims; they keep them."""
+    before, after = namespace.compile(), namespace.joined_by(younger).compile()
+    told = {key for key, cs in after.conditions.items() if cs != before.conditions.get(key)}
+    assert {key for key in told if key.kind != "Tenant"} == set()
+    for key in told - {younger.key}:
+        assert after.conditions[key][:2] == before.conditions[key][:2]
+        conflict = next(c for c in after.conditions[key] if c.type == CONFLICTED)
+        assert '"zz"' in conflict.message or "more" in conflict.message
+        mine = next(c for c in after.conditions[younger.key] if c.type == CONFLICTED)
+        assert f'"{key.name}"' in mine.message or "more" in mine.message
+    assert {k: v for k, v in after.parts.items() if k != younger.key} == before.parts
+    if before.config is not None:
+        assert after.config is not None
+        assert without(after.config, "zz") == without(before.config, "zz")
+
+
+def without(config: SchedulerConfig, name: str) -> dict[str, Any]:
+    """A document without everything that is one tenant's."""
+    content = config.model_dump()
+    identity = content["identity"]
+    content["tenants"] = [t for t in content["tenants"] if t["name"] != name]
+    for kind in ("api_keys", "headers"):
+        identity[kind] = [each for each in identity[kind] if each["tenant"] != name]
+    for issuer in identity["token_issuers"]:
+        issuer["tenants"] = {v: t for v, t in (issuer["tenants"] or {}).items() if t != name}
+    identity["token_issuers"] = [
+        issuer
+        for issuer in identity["token_issuers"]
+        if issuer["tenants"] or issuer["tenant"] not in (None, name)
+    ]
+    return content
+
+
+FIELDS = """
+    identity jwt apiKey secretRef name key weight queue maxBytes profile mode interaction idSources selector
+    matchLabels hopTokens claim value overload signals
+"""
+words = st.sampled_from(FIELDS.split())
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | words,
+    lambda below: (
+        st.lists(below, max_size=3) | st.dictionaries(words | st.text(max_size=3), below, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    namespaces(), st.dictionaries(words, anything, max_size=4), st.sampled_from([tenant, application, pool])
+)
+def test_no_spec_crashes_it(namespace: Namespace, spec: dict[str, Any], make: Any) -> None:
+    odd = replace(make("odd"), spec=spec)
+    joined = namespace.joined_by(odd)
+    result = joined.compile()
+    assert result.conditions[odd.key]
+    needs(joined.tenants, joined.pools)
+    if result.config is not None:
+        IdentityTable(SchedulerConfig.from_bytes(result.config.to_bytes()))
 
 
 @given(namespaces())
@@ -167,8 +301,29 @@ def test_whoever_lacks_an_identity_is_told(namespace: Namespace) -> None:
         if accepted.status == "True":
             has = [k for k in identity.api_keys if k.tenant == t.key.name]
             has_headers = [h for h in identity.headers if h.tenant == t.key.name]
-            assert (len(has) + len(has_headers) == len(t.spec.get("identity", ()))) == (
+            has_tokens = [
+                value
+                for issuer in identity.token_issuers
+                for value, name in (issuer.tenants or {None: issuer.tenant}).items()
+                if name == t.key.name
+            ]
+            assert (len(has) + len(has_headers) + len(has_tokens) == len(t.spec.get("identity", ()))) == (
                 resolved.status == "True"
+            )
+
+
+@given(namespaces())
+def test_tokens_are_read_as_every_tenant_that_is_known_by_them_said(namespace: Namespace) -> None:
+    result = namespace.compile()
+    specs = {t.key.name: t.spec for t in namespace.tenants}
+    for issuer in result.config.identity.token_issuers if result.config else ():
+        for value, name in (issuer.tenants or {None: issuer.tenant}).items():
+            assert name is not None
+            said = [each["jwt"] for each in specs[name]["identity"] if "jwt" in each]
+            assert issuer.kubernetes or any(
+                (each["issuer"], each["audience"], each["jwksUri"], each.get("value"))
+                == (issuer.issuer, *issuer.audiences, issuer.source, value)
+                for each in said
             )
 
 

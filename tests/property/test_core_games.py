@@ -37,6 +37,35 @@ def test_splitting_a_user_gains_nothing_above_the_tenants_share(users, seed):
     assert sybil - honest <= inflight_bound(SLOTS, 1.0)
 
 
+def estimates(calls):
+    """What is expected of an honest tenant's next body, after so many calls by (tenant, bytes, tokens)."""
+    scheduler = Scheduler(make_settings({"padder": 1.0, "honest": 1.0}), random.Random(0))
+    for number, (tenant, size, tokens) in enumerate(calls):
+        scheduler.enqueue(Call(number, tenant, "u", "chat", 100, body_bytes=size), float(number))
+        dispatched = scheduler.dispatch(float(number))
+        scheduler.finish(dispatched.call_id, Usage(tokens, 1), Outcome.COMPLETED, float(number))
+    return [scheduler.estimate_input("honest", "chat", size) for size in (1, 1_000, 1_000_000)]
+
+
+bodies = st.tuples(st.integers(1, 10**8), st.integers(1, 10**6))
+
+
+@settings(max_examples=50, deadline=None)
+@given(calls=st.lists(st.tuples(st.sampled_from(["padder", "honest"]), bodies), max_size=30))
+def test_anothers_padded_bodies_move_no_estimate(calls):
+    calls = [(tenant, *body) for tenant, body in calls]
+    honest = [call for call in calls if call[0] == "honest"]
+    assert estimates(calls) == estimates(honest)
+
+
+@settings(max_examples=50, deadline=None)
+@given(own=st.lists(bodies, min_size=1, max_size=30))
+def test_ones_own_padded_bodies_move_an_estimate_to_a_16th_of_their_size_at_most(own):
+    least = [max(1, round(size / 16)) for size in (1, 1_000, 1_000_000)]
+    for estimate, bound in zip(estimates([("honest", *body) for body in own]), least, strict=True):
+        assert estimate >= bound
+
+
 def test_splitting_gains_where_flows_are_not_in_tenants():
     """The control: round robin over flows pays for every name."""
     sybil, honest = split("DRR", 1, 100)

@@ -211,6 +211,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pay(tenant, user, int(cost * UNIT))
         self.pay(tenant, None, int(cost * UNIT / self.scheduler.tenant_settings(tenant).weight))
 
+    @rule(
+        tenant=st.sampled_from(TENANTS),
+        user=st.sampled_from("uv"),
+        application=st.sampled_from(APPLICATIONS),
+        usage=st.builds(Usage, st.integers(-5, 5_000), st.integers(-5, 10_000)),
+    )
+    def charge(self, tenant, user, application, usage):
+        """Something is computed outside of the queue."""
+        self.may_lift = True
+        units = self.scheduler.charge(Call(0, tenant, user, application, 0), usage)
+        self.settled[tenant] += units
+        weight = self.scheduler.application_settings(application).weight
+        self.pay(tenant, user, int(units / weight))
+        self.pay(tenant, None, int(units / self.scheduler.tenant_settings(tenant).weight))
+
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def cancel(self, data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,3 +116,66 @@ def test_configuring_the_same_settings_changes_nothing(
         configured.configure(replace(settings))
         ((now, _, verdict),) = run(configured, [step], now)
         assert verdict == expected
+
+
+@given(settings_, evaluations)
+def test_armed_no_sooner_again_than_the_hold_down(
+    settings: OverloadSettings, steps: list[Evaluation]
+) -> None:
+    armings = [now for now, _, v in run(OverloadMachine(settings), steps) if v.changed and v.armed]
+    for one, next_one in pairwise(armings):
+        assert next_one - one >= settings.hold_down_s
+
+
+@given(settings_, evaluations)
+def test_on_stale_decides_once_nothing_was_read_for_stale_after(
+    settings: OverloadSettings, steps: list[Evaluation]
+) -> None:
+    machine = OverloadMachine(settings)
+    ended = run(machine, steps)[-1][0]
+    before, nothing = machine.state, (None, math.nan)
+    ((_, _, stale),) = run(machine, [(settings.stale_after_s + 0.001, nothing)], ended)
+    assert stale.stale
+    match settings.on_stale:
+        case OnStale.HOLD:
+            assert stale.state is before
+        case OnStale.ARM:
+            assert stale.armed
+        case OnStale.DISARM:
+            later = run(
+                machine, [(settings.hold_down_s + 0.001, nothing)], ended + settings.stale_after_s + 1
+            )
+            assert not later[0][2].armed
+            assert not run(machine, [(1.0, nothing)], later[0][0])[0][2].changed
+
+
+@given(settings_, evaluations)
+def test_stale_exactly_while_no_signal_was_read_for_stale_after(
+    settings: OverloadSettings, steps: list[Evaluation]
+) -> None:
+    heard = dict.fromkeys(NAMES, steps[0][0])  # The first look counts: nothing is old before it.
+    for now, (_, read), verdict in run(OverloadMachine(settings), steps):
+        heard |= {n: now for n, v in zip(NAMES, read, strict=True) if v is not None and math.isfinite(v)}
+        assert verdict.stale == all(now - at >= settings.stale_after_s for at in heard.values())
+
+
+@given(settings_, evaluations)
+def test_names_every_signal_that_is_up_and_those_without_a_value(
+    settings: OverloadSettings, steps: list[Evaluation]
+) -> None:
+    settings = replace(settings, signals=tuple(replace(s, for_s=0.0) for s in settings.signals))
+    for _, (_, read), verdict in run(OverloadMachine(settings), steps):
+        up = {n for n, v in zip(NAMES, read, strict=True) if v is not None and math.isfinite(v) and v >= 2.0}
+        unread = {n for n, v in zip(NAMES, read, strict=True) if v is None or not math.isfinite(v)}
+        told, _, failing = verdict.message.partition("not read: ")
+        assert all(f"{name} is " in told for name in up)
+        assert {entry.split(":")[0] for entry in failing.split("; ") if entry} == unread
+
+
+@given(settings_, evaluations)
+def test_another_clock_changes_nothing(settings: OverloadSettings, steps: list[Evaluation]) -> None:
+    """Only differences of times count, so that a clock with any origin will do."""
+    steps = [(math.floor(gap) + 1.0, read) for gap, read in steps]  # Exact in floats from any origin.
+    here = [(v.state, v.stale, v.message) for _, _, v in run(OverloadMachine(settings), steps)]
+    there = [(v.state, v.stale, v.message) for _, _, v in run(OverloadMachine(settings), steps, now=2.0**30)]
+    assert here == there

@@ -12,11 +12,13 @@ from fairserve.config import (
     ApiKeyConfig,
     ApplicationConfig,
     IdentityConfig,
+    LearningConfig,
     LimitConfig,
     SchedulerConfig,
     TenantConfig,
     key_digest,
 )
+from fairserve.core import settings as core
 
 SALT = "5a" * 16
 
@@ -113,3 +115,40 @@ def test_a_wrong_document_does_not_show_what_is_in_it():
 def test_a_source_of_names_is_one_that_can_be_read(sources):
     with pytest.raises(ValidationError, match="interaction_sources"):
         ApplicationConfig(name="chat", input_tokens=1, output_tokens=1, interaction_sources=sources)
+
+
+def test_every_bound_of_the_document_reaches_the_core():
+    settings = document(
+        tenants=(
+            TenantConfig(
+                name="a",
+                max_queued_requests=5,
+                max_queued_bytes=7,
+                max_queued_requests_per_user=2,
+                max_queued_bytes_per_user=3,
+                max_wait_s=9.0,
+            ),
+        ),
+        applications=(
+            ApplicationConfig(
+                name="chat",
+                input_tokens=100,
+                output_tokens=50,
+                total=LimitConfig(count=4, window_s=60.0),
+                learning=LearningConfig(min_samples=8, max_factor_per_hour=2.0),
+            ),
+        ),
+        queue={"max_requests": 11, "max_bytes": 12},
+    ).settings()
+    assert settings.tenants["a"].queue == core.QueueBounds(5, 9.0, 7, 2, 3)
+    assert settings.applications["chat"].total == core.Limit(4, 60.0)
+    assert settings.applications["chat"].learning == core.Learning(8, 2.0)
+    assert settings.queue == core.TotalBounds(11, 12)
+
+
+def test_unset_bounds_are_the_cores_own():
+    assert TenantConfig(name="a").settings() == core.TenantSettings(name="a")
+    assert document().settings().queue == core.Settings().queue
+    assert LearningConfig() == LearningConfig(
+        min_samples=core.Learning().min_samples, max_factor_per_hour=core.Learning().max_factor_per_hour
+    )

@@ -1,4 +1,4 @@
-"""Calls to the API server: Secrets, status, Events and the census.
+"""Calls to the API server: Secrets, status, Events, Leases and the census.
 
 The only module that imports `kubernetes`. Of that library it uses the part that finds the cluster and signs
 calls; bodies are plain dictionaries, because its models neither know custom resources nor are cheap at 10,000
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import urllib3.exceptions
 from fairserve_operator.errors import (
     ApiServerError,
     ConflictError,
+    FencedError,
     NotFoundError,
     SetupError,
     UnreachableError,
@@ -40,6 +42,7 @@ _PAGE = 500
 _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 _JSON = "application/json"
+_JWKS = "application/jwk-set+json"
 _APPLY = "application/apply-patch+yaml"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -84,6 +87,7 @@ SERVING_POOL = Kind("ServingPool", "fairserve.dev/v1alpha1", "servingpools")
 POD = Kind("Pod", "v1", "pods")
 SECRET = Kind("Secret", "v1", "secrets")
 EVENT = Kind("Event", "v1", "events")
+LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 KINDS: Mapping[str, Kind] = {
     kind.name: kind for kind in (TENANT, APPLICATION, SERVING_POOL, POD, SECRET, EVENT)
 }
@@ -105,6 +109,10 @@ class Census:
     objects: Mapping[tuple[str, str], str]
 
 
+#: Told of each call: its kind ("PATCH tenants/status"), how it ended ("200", "409", "unreachable"), seconds.
+Observer = Callable[[str, str, float], None]
+
+
 class KubernetesClient:
     """The API server, as whoever the kubeconfig or the Pod's service account says we are.
 
@@ -121,6 +129,11 @@ class KubernetesClient:
         self._configuration = configuration
         self._api = kubernetes.client.ApiClient(configuration)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kubernetes")
+        # Of their own: a renewal must not queue behind writes that hang.
+        self._lease_threads = ThreadPoolExecutor(2, thread_name_prefix="lease")
+        #: Whether anything but a Lease may be written at this moment.
+        self.may_write: Callable[[], bool] = lambda: True
+        self.observer: Observer = lambda call, outcome, seconds: None
 
     def connection(self) -> Connection:
         """Where and who, with a token that is fresh now."""
@@ -168,10 +181,43 @@ class KubernetesClient:
         body = await self._call("PATCH", path, what, manifest, _APPLY, query=query)
         return Written(body["metadata"]["resourceVersion"], body)
 
+    async def issuer_keys(self) -> tuple[str, bytes]:
+        """The issuer of the cluster's ServiceAccount tokens, and its key set as JSON.
+
+        Every ServiceAccount may read both (`system:service-account-issuer-discovery`). The keys are asked of
+        the API server itself, whatever address its discovery document gives to the world.
+        """
+        about = await self._call("GET", "/.well-known/openid-configuration", "the cluster's token issuer")
+        keys = await self._call(
+            "GET", "/openid/v1/jwks", "the keys of the cluster's token issuer", accept=_JWKS
+        )
+        return str(about.get("issuer", "")), json.dumps(keys).encode()
+
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         """Record an Event."""
         namespace = manifest["metadata"]["namespace"]
         await self._call("POST", EVENT.path(namespace), f"Event in {namespace}", manifest)
+
+    async def read_lease(self, namespace: str, name: str, timeout_s: float) -> Mapping[str, Any] | None:
+        """One Lease, None where there is none."""
+        what = f"Lease {namespace}/{name}"
+        try:
+            return await self._call_lease("GET", LEASE.path(namespace, name), what, None, timeout_s)
+        except NotFoundError:
+            return None
+
+    async def write_lease(self, manifest: Mapping[str, Any], timeout_s: float) -> Written:
+        """Replace the Lease at the manifest's `resourceVersion`, or create it where it has none.
+
+        Raises ConflictError where it changed meanwhile, or exists.
+        """
+        metadata = manifest["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        replaces = "resourceVersion" in metadata
+        path = LEASE.path(namespace, name if replaces else None)
+        what = f"Lease {namespace}/{name}"
+        body = await self._call_lease("PUT" if replaces else "POST", path, what, manifest, timeout_s)
+        return Written(body["metadata"]["resourceVersion"], body)
 
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         """Who exists; only their metadata travels. `namespace` None means all."""
@@ -192,7 +238,8 @@ class KubernetesClient:
 
     def close(self) -> None:
         """Let the calls in flight end and drop the connections."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._threads, self._lease_threads):
+            threads.shutdown(wait=True, cancel_futures=True)
         self._api.rest_client.pool_manager.clear()
 
     async def _call(
@@ -205,9 +252,25 @@ class KubernetesClient:
         accept: str = _JSON,
         query: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
+        if method != "GET" and not self.may_write():
+            raise FencedError(what)
         target = path + (f"?{urlencode(query)}" if query else "")
+        call, began = _call_name(method, path), time.monotonic()
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._request, method, target, what, body, content_type, accept
+            )
+        except ApiServerError as problem:
+            self.observer(call, str(problem.status or "unreachable"), time.monotonic() - began)
+            raise
+        self.observer(call, "200", time.monotonic() - began)
+        return answer
+
+    async def _call_lease(
+        self, method: str, path: str, what: str, body: Mapping[str, Any] | None, timeout_s: float
+    ) -> dict[str, Any]:
         return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._request, method, target, what, body, content_type, accept
+            self._lease_threads, self._request, method, path, what, body, _JSON, _JSON, timeout_s
         )
 
     def _request(
@@ -218,6 +281,7 @@ class KubernetesClient:
         body: Mapping[str, Any] | None,
         content_type: str,
         accept: str,
+        timeout_s: float = _READ_TIMEOUT_S,
     ) -> dict[str, Any]:
         headers = {"Accept": accept, "User-Agent": _USER_AGENT}
         if body is not None:
@@ -226,7 +290,8 @@ class KubernetesClient:
             method, target, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         try:
-            response = self._api.call_api(*serialized, _request_timeout=(_CONNECT_TIMEOUT_S, _READ_TIMEOUT_S))
+            timeouts = min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s
+            response = self._api.call_api(*serialized, _request_timeout=timeouts)
             data: bytes = response.read()  # type: ignore[no-untyped-call]
         except (urllib3.exceptions.HTTPError, kubernetes.client.ApiException) as problem:
             raise UnreachableError(what, 0, f"{type(problem).__name__}: {problem}") from problem
@@ -234,6 +299,15 @@ class KubernetesClient:
             raise _refusal(what, response.status, data)
         answer: dict[str, Any] = json.loads(data)
         return answer
+
+
+def _call_name(method: str, path: str) -> str:
+    """Such as "PATCH tenants/status": as many as there are kinds, whatever the objects' names."""
+    plural, _, below = path.partition("/namespaces/")[2].partition("/")[2].partition("/")
+    name, _, subresource = below.partition("/")
+    if not plural:
+        plural = path.rpartition("/")[2]
+    return f"{method} {plural}" + (f"/{subresource}" if name and subresource else "")
 
 
 def _load(configuration: Any, kubeconfig: str | None) -> str:

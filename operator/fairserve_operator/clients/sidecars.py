@@ -6,7 +6,8 @@ and raises nothing. Nothing is retried here: when to try again is the delivery's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,15 +78,31 @@ class OverloadTaken:
     generation: int
 
 
-class SidecarClient:
-    """The control ports of all sidecars. Make it and close it within one event loop."""
+#: Told of each call: "PUT /config", how it ended ("200", "409", "unreachable"), seconds.
+Observer = Callable[[str, str, float], None]
 
-    def __init__(self, timeout_s: float = _TIMEOUT_S) -> None:
+
+class SidecarClient:
+    """The control ports of all sidecars. Make it and close it within one event loop.
+
+    `may_call` is asked before each call: another operator may have taken over. `observer` is told of each.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float = _TIMEOUT_S,
+        may_call: Callable[[], bool] = lambda: True,
+        observer: Observer = lambda call, outcome, seconds: None,
+        name: str = "",
+    ) -> None:
+        """`name` tells sidecars which of several operators calls."""
+        self._may_call = may_call
+        self._observer = observer
         self._session = aiohttp.ClientSession(
             # The callers bound what is in flight; a limit here would let hanging sidecars hold up others.
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=timeout_s, connect=_CONNECT_TIMEOUT_S),
-            headers={"User-Agent": "fairserve-operator"},
+            headers={"User-Agent": f"fairserve-operator ({name})" if name else "fairserve-operator"},
         )
 
     async def put_config(
@@ -127,12 +144,35 @@ class SidecarClient:
             case other:
                 return _failure(other)
 
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        """All that a sidecar tells of itself, None where it gives no usable answer."""
+        match await self._call("GET", port, "/state"):
+            case 200, dict() as state:
+                return state
+        return None
+
     async def close(self) -> None:
         """Drop the connections."""
         await self._session.close()
 
     async def _call(
         self, method: str, port: ControlPort, path: str, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> tuple[int, Any] | Unreachable:
+        if not self._may_call():
+            return Unreachable("left to the operator that holds the Lease")
+        began = time.monotonic()
+        answer = await self._answered(method, port, path, headers, body)
+        outcome = "unreachable" if isinstance(answer, Unreachable) else str(answer[0])
+        self._observer(f"{method} {path}", outcome, time.monotonic() - began)
+        return answer
+
+    async def _answered(
+        self,
+        method: str,
+        port: ControlPort,
+        path: str,
+        headers: Mapping[str, str] | None,
+        body: Mapping[str, Any],
     ) -> tuple[int, Any] | Unreachable:
         url = URL.build(scheme="http", host=port.host, port=port.port, path=path)
         signed = {"Authorization": f"Bearer {port.token}", **(headers or {})}

@@ -21,12 +21,22 @@ from fairserve.config import (
     canonical_json,
 )
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
-from fairserve_operator.decide.claims import Claims, Digests, first_reason, resolve, secret_ref
+from fairserve_operator.decide.claims import (
+    Claims,
+    Digests,
+    Problem,
+    first_reason,
+    hop_tokens,
+    resolve,
+    secret_ref,
+)
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretRef, remembered
+from fairserve_operator.decide.issuers import contributions, sources
+from fairserve_operator.decide.jwks import Keys, KeySource
+from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
-from fairserve_operator.decide.signals import OverloadPlan, overload_plan
+from fairserve_operator.decide.signals import OverloadPlan, overload_plan, prometheus_refs
 from fairserve_operator.decide.specs import Parsed, joined, oldest_first, parse
 
 
@@ -58,17 +68,37 @@ class _Namespace:
     claims: Claims
 
 
-def secret_refs(tenants: Iterable[Resource]) -> frozenset[SecretRef]:
-    """The Secret entries that well-formed Tenants name: what `compile_pool` wants digests of."""
-    return frozenset(
-        ref for tenant in tenants for ref in remembered(tenant, "secretRefs", partial(_refs, tenant))
-    )
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a compilation wants to know of the world."""
+
+    secrets: frozenset[SecretRef]  #: entries whose digests it wants
+    keys: frozenset[KeySource]  #: where the keys of token issuers are
 
 
-def _refs(tenant: Resource) -> tuple[SecretRef, ...]:
+def needs(tenants: Iterable[Resource], pools: Iterable[Resource]) -> Needs:
+    """What well-formed objects name outside themselves."""
+    secrets: set[SecretRef] = set()
+    keys: set[KeySource] = set()
+    for tenant in tenants:
+        refs, key_sources = remembered(tenant, "needs", partial(_tenant_needs, tenant))
+        secrets.update(refs)
+        keys.update(key_sources)
+    for pool in pools:
+        its = parse(pool, ServingPoolSpec).spec
+        if its is not None:
+            secrets.update(secret_ref(pool, ref) for ref in its.hop_tokens)
+            secrets.update(prometheus_refs(pool.key.namespace, its).values())
+    return Needs(frozenset(secrets), frozenset(keys))
+
+
+def _tenant_needs(tenant: Resource) -> tuple[tuple[SecretRef, ...], tuple[KeySource, ...]]:
     spec = parse(tenant, TenantSpec).spec
-    identities = spec.identity if spec else ()
-    return tuple(secret_ref(tenant, i.api_key.secret_ref) for i in identities if i.api_key)
+    if spec is None:
+        return (), ()
+    api_keys = (identity.api_key for identity in spec.identity)
+    refs = tuple(secret_ref(tenant, key.secret_ref) for key in api_keys if key is not None)
+    return refs, tuple(sources(tenant, spec))
 
 
 def compile_pool(
@@ -77,20 +107,22 @@ def compile_pool(
     tenants: Iterable[Resource],
     applications: Iterable[Resource],
     digests: Digests,
+    keys: Keys,
     salt: str,
 ) -> Compiled:
     """Compile one pool. Objects of other namespaces are not looked at.
 
-    `pools` are the namespace's pools (this one among them or not). `digests` maps each of `secret_refs` to
-    `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
-    Secret. `salt` is hex, at least 32 digits, and stays the same over a pool's life.
+    `pools` are the namespace's pools (this one among them or not). `digests` maps each of `needs().secrets`
+    to `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
+    Secret. `keys` maps each of `needs().keys` to what `jwks.read_jwks` made of it, or to why it has none.
+    `salt` is hex, at least 32 digits, and stays the same over a pool's life.
     """
-    namespace = _judge(pool.key.namespace, tenants, applications, digests)
+    namespace = _judge(pool.key.namespace, tenants, applications, digests, keys)
     rivals = [other for other in pools if other.key != pool.key]
     parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
     conflicts = selector_conflicts(parsed)
     conditions = _namespace_conditions(namespace)
-    conditions |= {p.resource.key: _pool_conditions(p, conflicts) for p in parsed}
+    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests) for p in parsed}
     resources = [p.resource for p in namespace.tenants]
     resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
     observed = {resource.key: resource.generation for resource in resources}
@@ -98,7 +130,9 @@ def compile_pool(
     if spec is None or pool.key in conflicts.lost:
         return Compiled(None, None, None, conditions, observed, {})
     tenant_configs = {
-        p.resource.key: remembered(p.resource, "config", partial(tenant_config, p.resource.key.name, p.spec))
+        p.resource.key: remembered(
+            p.resource, ("config", salt), partial(tenant_config, p.resource.key.name, p.spec, salt)
+        )
         for p in namespace.tenants
         if p.spec
     }
@@ -110,15 +144,25 @@ def compile_pool(
         if p.spec
     }
     claims = namespace.claims
+    tokens, _ = hop_tokens(pool, spec, digests)
+    token_parts = contributions(claims.issuers)
     return Compiled(
-        config=pool_config(pool.key, spec, tenant_configs.values(), app_configs.values(), claims, salt),
+        config=pool_config(
+            pool.key, spec, tenant_configs.values(), app_configs.values(), claims, tokens, salt
+        ),
         spec=spec,
         overload=overload_plan(pool.key.namespace, pool.key.name, spec),
         conditions=conditions,
         observed=observed,
         parts={
             **{
-                p.resource.key: _tenant_part(p.resource, tenant_configs[p.resource.key], claims)
+                p.resource.key: _tenant_part(
+                    p.resource,
+                    salt,
+                    tenant_configs[p.resource.key],
+                    claims,
+                    token_parts.get(p.resource.key.name, ()),
+                )
                 for p in namespace.tenants
                 if p.spec
             },
@@ -132,18 +176,22 @@ def compile_pool(
 
 
 def examine(
-    tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests
+    tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests, keys: Keys
 ) -> Mapping[ObjectKey, tuple[Condition, ...]]:
     """The same conditions where there is no pool. The digests may be under any one salt."""
     tenants, applications = list(tenants), list(applications)
     conditions: dict[ObjectKey, tuple[Condition, ...]] = {}
     for namespace in {resource.key.namespace for resource in (*tenants, *applications)}:
-        conditions |= _namespace_conditions(_judge(namespace, tenants, applications, digests))
+        conditions |= _namespace_conditions(_judge(namespace, tenants, applications, digests, keys))
     return conditions
 
 
 def _judge(
-    namespace: str, tenants: Iterable[Resource], applications: Iterable[Resource], digests: Digests
+    namespace: str,
+    tenants: Iterable[Resource],
+    applications: Iterable[Resource],
+    digests: Digests,
+    keys: Keys,
 ) -> _Namespace:
     parsed_tenants = [parse(t, TenantSpec) for t in oldest_first(tenants, namespace)]
     parsed_applications = [parse(a, ApplicationSpec) for a in oldest_first(applications, namespace)]
@@ -151,6 +199,7 @@ def _judge(
         [(p.resource, p.spec) for p in parsed_tenants if p.spec],
         {p.resource.key.name: p.spec is not None for p in parsed_applications},
         digests,
+        keys,
     )
     return _Namespace(parsed_tenants, parsed_applications, claims)
 
@@ -168,21 +217,45 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
     if problems := claims.problems.get(key):
         message = joined([problem.message for problem in problems])
         resolved = Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
+    elif notes := claims.notes.get(key):
+        message = joined([note.message for note in notes])
+        resolved = Condition(RESOLVED_REFS, "True", first_reason(notes), message, generation)
     if conflicts := claims.conflicts.get(key):
-        return accepted, resolved, _conflicted("DuplicateIdentity", conflicts, generation)
-    return (accepted, resolved) if problems else own
+        messages = [conflict.message for conflict in conflicts]
+        return accepted, resolved, _conflicted(first_reason(conflicts), messages, generation)
+    return (accepted, resolved) if resolved is not own[1] else own
 
 
-def _pool_conditions(pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts) -> tuple[Condition, ...]:
+def _pool_conditions(
+    pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts, digests: Digests
+) -> tuple[Condition, ...]:
     key, generation = pool.resource.key, pool.resource.generation
     if key in conflicts.lost:
         refused: Parsed[ServingPoolSpec] = Parsed(pool.resource, None, conflicts.lost[key])
         mine = _own_conditions(refused, reason="SelectorConflict")
     else:
         mine = _own_conditions(pool)
+        _, problems = hop_tokens(pool.resource, pool.spec, digests) if pool.spec else ((), [])
+        problems += _prometheus_problems(pool, digests)
+        if problems:
+            message = joined([problem.message for problem in problems])
+            mine = mine[0], Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
     if messages := conflicts.messages.get(key):
         return *mine, _conflicted("SelectorConflict", messages, generation)
     return mine
+
+
+def _prometheus_problems(pool: Parsed[ServingPoolSpec], digests: Digests) -> list[Problem]:
+    """What of the credentials is not there. The pool goes on all the same: its signals have no value."""
+    if pool.spec is None:
+        return []
+    refs = prometheus_refs(pool.resource.key.namespace, pool.spec)
+    found = {path: (ref, digests.get(ref, SecretProblem.SECRET_MISSING)) for path, ref in refs.items()}
+    return [
+        Problem(digest.value, f"{path}: {digest.of(ref.name, ref.key)}")
+        for path, (ref, digest) in found.items()
+        if isinstance(digest, SecretProblem)
+    ]
 
 
 def _own_conditions(
@@ -218,15 +291,25 @@ def _part(*documents: TenantConfig | ApplicationConfig) -> str:
     return hashlib.sha256(canonical_json([d.model_dump(mode="json") for d in documents])).hexdigest()
 
 
-def _tenant_part(tenant: Resource, config: TenantConfig, claims: Claims) -> str:
-    key = tenant.key
-    identities = (*claims.api_keys.get(key, ()), *claims.headers.get(key, ()))
-    known: tuple[object, object, str] | None = tenant.memo.get("part")
-    if known is None or known[:2] != (config, identities):
-        known = tenant.memo["part"] = config, identities, _fresh_part(config, identities)
-    return known[2]
+def _tenant_part(
+    tenant: Resource,
+    salt: str,
+    config: TenantConfig,
+    claims: Claims,
+    tokens: Iterable[tuple[str, str]],
+) -> str:
+    key, place = tenant.key, ("part", salt)
+    content = config, (*claims.api_keys.get(key, ()), *claims.headers.get(key, ())), tuple(sorted(tokens))
+    known: tuple[object, str] | None = tenant.memo.get(place)
+    if known is None or known[0] != content:
+        known = tenant.memo[place] = content, _fresh_part(*content)
+    return known[1]
 
 
-def _fresh_part(config: TenantConfig, identities: tuple[ApiKeyConfig | HeaderIdentityConfig, ...]) -> str:
-    content = [config.model_dump(mode="json"), *sorted(i.model_dump_json() for i in identities)]
+def _fresh_part(
+    config: TenantConfig,
+    identities: tuple[ApiKeyConfig | HeaderIdentityConfig, ...],
+    tokens: tuple[tuple[str, str], ...],
+) -> str:
+    content = [config.model_dump(mode="json"), *sorted(i.model_dump_json() for i in identities), *tokens]
     return hashlib.sha256(canonical_json(content)).hexdigest()

@@ -70,3 +70,13 @@ class SecretProblem(StrEnum):
     SECRET_MISSING = "SecretMissing"  # noqa: S105 (a reason, not a secret)
     KEY_MISSING = "SecretKeyMissing"
     EMPTY = "SecretEmpty"
+
+    def of(self, name: str, key: str) -> str:
+        """The problem with an entry, in words."""
+        match self:
+            case SecretProblem.SECRET_MISSING:
+                return f'Secret "{name}" not found'
+            case SecretProblem.KEY_MISSING:
+                return f'Secret "{name}" has no key "{key}"'
+            case SecretProblem.EMPTY:
+                return f'key "{key}" of Secret "{name}" is empty'

@@ -248,9 +248,9 @@ def _behind(ack: PodAck) -> dict[str, Any]:
 
 def _overloaded(compiled: Compiled, verdict: Verdict | None, observed: int) -> Condition:
     if verdict is not None:
-        return Condition(
-            OVERLOADED, "True" if verdict.armed else "False", verdict.reason, verdict.message, observed
-        )
+        state = "overloaded" if verdict.armed else "not overloaded"
+        message = f"{state} since {rfc3339(verdict.since)}: {verdict.message}"
+        return Condition(OVERLOADED, "True" if verdict.armed else "False", verdict.reason, message, observed)
     if compiled.overload is not None and compiled.overload.prometheus_url is None:
         message = "spec.overload.prometheus: unset, so that no signal is evaluated"
         return Condition(OVERLOADED, "Unknown", "NoPrometheus", message, observed)

@@ -16,8 +16,9 @@ from fairserve_operator.decide.resources import ObjectKey, Resource
 from fairserve_operator.handlers.store import Pod
 from fairserve_operator.manifests.boot_secret import is_boot_secret
 
-#: Types of Secrets that never hold API keys, and may be many or large.
-FOREIGN_SECRETS = ("helm.sh/release.v1", "kubernetes.io/service-account-token")
+#: Types of Secrets that never hold what our objects name, and may be many or large. The token of a service
+#: account is not among them: a Prometheus may want it.
+FOREIGN_SECRETS = ("helm.sh/release.v1",)
 SECRET_SELECTOR = ",".join(f"type!={kind}" for kind in FOREIGN_SECRETS)
 
 

@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fairserve_operator.decide.issuers import issuers_keys
+from fairserve_operator.decide.jwks import KeySet
 from fairserve_operator.decide.resources import Resource
 from fairserve_operator.errors import ForeignSecretError
 from fairserve_operator.handlers.bodies import version
 from fairserve_operator.handlers.contracts import Cluster
 from fairserve_operator.handlers.store import Store
+from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import (
     CONFIG_KEY,
     INDEX_KEY,
@@ -43,6 +46,8 @@ class Boot:
     token: str
     generation: int = 0
     content_hash: str | None = None  #: None: no document yet
+    #: Of the document's token issuers, by where they were fetched: good until they are fetched again.
+    keys: Mapping[str, KeySet] = field(default_factory=dict)
     version: int | None = None  #: of the Secret; None: there is none, or it should be read again
     slot: str | None = None  #: where the parts of the document are; None: it is in one piece
     parts: Mapping[str, int] = field(default_factory=dict)  #: versions of the parts' Secrets, by name
@@ -83,9 +88,18 @@ class BootSecrets:
         return await asyncio.to_thread(_adopted, pool, body, before, parts, index)
 
     async def write(
-        self, pool: Resource, boot: Boot, generation: int, content_hash: str, document_gz: bytes
+        self,
+        pool: Resource,
+        boot: Boot,
+        generation: int,
+        content_hash: str,
+        document_gz: bytes,
+        keys: Mapping[str, KeySet],
     ) -> Boot:
-        """Store this document unless it is stored already. After a ConflictError read again, decide anew."""
+        """Store this document unless it is stored already. `keys` are those of its token issuers.
+
+        After a ConflictError read again, decide anew.
+        """
         if boot.intact and (boot.generation, boot.content_hash) == (generation, content_hash):
             return boot
         content: bytes | Index = document_gz
@@ -104,11 +118,13 @@ class BootSecrets:
             manifest["metadata"]["name"],
             generation,
             pool.key.name,
+            extra=about(pool.key),
         )
         return replace(
             boot,
             generation=generation,
             content_hash=content_hash,
+            keys=keys,
             version=int(written.resource_version),
             slot=content.slot if isinstance(content, Index) else None,
             parts=versions,
@@ -165,5 +181,6 @@ def _adopted(
         salt=state.config.identity.salt,
         generation=state.config.generation,
         content_hash=state.config.content_hash,
+        keys=issuers_keys(state.config.identity.token_issuers),
         intact=state.control_token is not None and pool.uid in owners,
     )

@@ -5,11 +5,12 @@ The classes of `fairserve_operator.clients` fit these; so do the fakes of the un
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from fairserve_operator.clients.jwks import Unfetched
 from fairserve_operator.clients.kubernetes_client import Census, Written
-from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.prometheus import Reading, Source
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -38,12 +39,24 @@ class Cluster(Protocol):
         """Server-side apply of a status."""
         ...
 
+    async def issuer_keys(self) -> tuple[str, bytes]:
+        """The issuer of the cluster's ServiceAccount tokens, and its key set as JSON."""
+        ...
+
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         """Record an Event."""
         ...
 
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         """Who exists of a kind; `namespace` None means everywhere."""
+        ...
+
+
+class KeySets(Protocol):
+    """Issuers that publish their keys."""
+
+    async def fetch(self, url: str) -> bytes | Unfetched:
+        """What is published at a URL."""
         ...
 
 
@@ -72,10 +85,37 @@ class Sidecars(Protocol):
         """Which document a sidecar runs."""
         ...
 
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        """All that a sidecar tells of itself, None where it gives no usable answer."""
+        ...
+
+
+class MetricsConnection(Protocol):
+    """One pool's way to its Prometheus. No method takes longer than `timeout_s` seconds."""
+
+    @property
+    def source(self) -> Source:
+        """Where it leads."""
+        ...
+
+    async def query(self, promql: str, timeout_s: float) -> Reading:
+        """The value of a query that yields one number."""
+        ...
+
+    async def query_jointly(
+        self, promql: str, label: str, names: Sequence[str], timeout_s: float
+    ) -> Mapping[str, Reading] | None:
+        """The values of the series that carry these names as `label`; None if the query was refused."""
+        ...
+
+    def close(self) -> None:
+        """Ask no more."""
+        ...
+
 
 class Metrics(Protocol):
     """Prometheus servers."""
 
-    async def query(self, url: str, promql: str, timeout_s: float) -> Reading:
-        """The value of a query that yields one number, after `timeout_s` seconds at the latest."""
+    def connect(self, source: Source) -> MetricsConnection:
+        """Make a way to one of them."""
         ...

@@ -3,18 +3,21 @@
 Each namespace has two workers. One reconciles, after a short pause that turns a burst of changes into one
 run. The other publishes status, after a pause that lets sidecars acknowledge first, so that a change shows
 as done and not as pending and then done. Nothing runs before the store has seen everybody who exists.
+
+While another operator holds the Lease, workers only compile: everything is at hand when `act` is called.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from fairserve_operator.errors import ApiServerError
 from fairserve_operator.handlers.census import Scope, forget_vanished, until_complete
+from fairserve_operator.handlers.measures import PoolView, View
 from fairserve_operator.handlers.pools import World
 from fairserve_operator.handlers.publication import Publication
 from fairserve_operator.handlers.reconciliation import Namespace
@@ -46,12 +49,14 @@ class Timing:
 class Loop:
     """Reconciles every namespace of its scope that has any of our objects."""
 
-    def __init__(self, world: World, scope: Scope, timing: Timing = Timing()) -> None:
+    def __init__(self, world: World, scope: Scope, timing: Timing = Timing(), acting: bool = True) -> None:
         self._world = world
         self._scope = scope
         self._timing = timing
         self._workers: dict[str, _Worker] = {}
-        self._complete = False
+        self._acting = acting
+        #: Set once the store has seen everybody who exists.
+        self.complete = asyncio.Event()
 
     async def start(self) -> None:
         """Begin."""
@@ -65,19 +70,41 @@ class Loop:
         """Note that something changed there that matters."""
         worker = self._workers.get(namespace)
         if worker is None:
-            if not self._complete or not self._world.store.occupied(namespace):
+            if not self.complete.is_set() or not self._world.store.occupied(namespace):
                 return
-            worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing)
+            worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing, self._acting)
             worker.start()
         worker.changed.set()
 
-    def state(self) -> Mapping[str, Any]:
-        """Tell what a liveness probe may want to see."""
-        return {"complete": self._complete, "namespaces": len(self._workers)}
+    def act(self, acting: bool) -> None:
+        """Act from now on, or no longer: what is under way is broken off, and begun anew as preparation."""
+        if acting == self._acting:
+            return
+        self._acting = acting
+        if acting:
+            for worker in self._workers.values():
+                worker.act()
+            return
+        gone = list(self._workers.values())
+        self._workers.clear()
+        self._world.tasks.start(self._stand_back(gone), "stand back")
+
+    def view(self) -> View:
+        """Tell what probes and `/metrics` say."""
+        pools = (view for worker in self._workers.values() for view in worker.views())
+        return View(self._acting, self.complete.is_set(), tuple(pools) if self._acting else ())
+
+    async def _stand_back(self, workers: Iterable[_Worker]) -> None:
+        for worker in workers:
+            worker.cancel()
+        for worker in workers:
+            await worker.closed()
+        for namespace in self._world.store.namespaces():
+            self.mark(namespace)
 
     async def _supervise(self) -> None:
         await until_complete(self._world.store, self._world.cluster, self._scope)
-        self._complete = True
+        self.complete.set()
         _log.info("all objects are known; reconciling %d namespaces", len(self._world.store.namespaces()))
         while True:
             for namespace in self._world.store.namespaces():
@@ -93,7 +120,9 @@ class Loop:
 class _Worker:
     """The two tasks of one namespace."""
 
-    def __init__(self, name: str, world: World, timing: Timing) -> None:
+    def __init__(self, name: str, world: World, timing: Timing, acting: bool) -> None:
+        self._acting = acting
+        self._running: list[asyncio.Task[None]] = []
         self.changed = asyncio.Event()
         self._revision = 0  #: of the store, at the last reconciliation
         self._bursts = 0  #: in a row
@@ -102,23 +131,51 @@ class _Worker:
         self._world = world
         self._timing = timing
         self._namespace = Namespace(name, world, self._unpublished.set, self.changed.set)
-        self._publication = Publication(world.store, world.cluster)
+        self._publication = Publication(world.store, world.cluster, world.clock)
 
     def start(self) -> None:
-        self._world.tasks.start(self._reconcile(), f"reconcile {self._name}")
-        self._world.tasks.start(self._publish(), f"publish {self._name}")
+        self._running = [
+            self._world.tasks.start(self._reconcile(), f"reconcile {self._name}"),
+            self._world.tasks.start(self._publish(), f"publish {self._name}"),
+        ]
+
+    def act(self) -> None:
+        """Do what was only prepared so far."""
+        self._acting = True
+        self.changed.set()
+
+    def views(self) -> Iterable[PoolView]:
+        return self._namespace.views()
+
+    def cancel(self) -> None:
+        """Break off; `closed` must follow."""
+        for task in self._running:
+            task.cancel()
+
+    async def closed(self) -> None:
+        """Wait until nothing runs any more."""
+        await self._world.tasks.cancel(self._running)
+        await self._namespace.close()
 
     async def _reconcile(self) -> None:
         failures = 0
         while True:
             await self.changed.wait()
             await self._quiet()
-            done = await self._namespace.reconcile()
-            self._unpublished.set()
+            done = await self._step()
             failures = 0 if done else failures + 1
             if not done:
                 await wait_for_event(self.changed, self._retry_s(failures))
                 self.changed.set()
+
+    async def _step(self) -> bool:
+        if not self._acting:
+            return await self._namespace.prepare()
+        began = time.monotonic()
+        done = await self._namespace.reconcile()
+        self._world.measures.reconciled(time.monotonic() - began, done)
+        self._unpublished.set()
+        return done
 
     async def _publish(self) -> None:
         clock = asyncio.get_running_loop().time

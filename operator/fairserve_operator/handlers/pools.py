@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
+from fairserve_operator.clients.sidecars import ControlPort
+from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.claims import Digests as FoundDigests
-from fairserve_operator.decide.compilation import Compiled, compile_pool
+from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
+from fairserve_operator.decide.issuers import issuers_keys
+from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
 from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.signals import OverloadPlan
@@ -29,9 +33,13 @@ from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecr
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
+from fairserve_operator.handlers.keys import Keyring
+from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
-from fairserve_operator.handlers.store import Store
+from fairserve_operator.handlers.store import Pod, Store
+from fairserve_operator.handlers.survey import Survey, SurveyPace
 from fairserve_operator.handlers.tasks import Tasks
+from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import compressed
 from fairserve_operator.manifests.events import event
 
@@ -51,6 +59,9 @@ class World:
     clock: Clock
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
+    keyring: Keyring = field(default_factory=Keyring)
+    measures: Measures = field(default_factory=Measures)
+    survey_pace: SurveyPace = field(default_factory=SurveyPace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +72,15 @@ class Gathered:
     pools: tuple[Resource, ...]
     tenants: tuple[Resource, ...]
     applications: tuple[Resource, ...]
-    refs: frozenset[SecretRef]
+    needs: Needs
 
 
 class Pool:
     """Acts for one ServingPool.
 
     `changed` is called when there is something to publish, `outdated` when a sidecar runs a generation that
-    ours must exceed. `resource` and `compiled` are what the sidecars are aimed at, not what comes next.
+    ours must exceed, `surveyed` when `report` is new. `resource` and `compiled` are what the sidecars are
+    aimed at, not what comes next.
     """
 
     def __init__(
@@ -77,6 +89,7 @@ class Pool:
         world: World,
         changed: Callable[[], None],
         outdated: Callable[[], None],
+        surveyed: Callable[[], None],
         boot: Boot | None = None,
     ) -> None:
         self.resource = resource
@@ -107,19 +120,37 @@ class Pool:
         self._document: Document | None = None
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._surveyed = surveyed
+        self._surveying: asyncio.Task[None] | None = None
+        #: What the sidecars tell of their work; None before they were asked.
+        self.report: Report | None = None
+
+    async def prepare(self, resource: Resource, gathered: Gathered) -> bool:
+        """Compile what `reconcile` would aim at, and act on nothing; false if that must be tried again."""
+        try:
+            self._boot = await self._boots.read(resource, self._boot)
+        except (ApiServerError, ForeignSecretError) as problem:
+            _log.info(
+                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
+            )
+            return False
+        await self._compile(resource, gathered, self._boot)
+        return True
 
     async def reconcile(self, resource: Resource, gathered: Gathered) -> bool:
         """Bring the sidecars' target up to date; false if that must be tried again."""
         try:
             self._boot = await self._boots.read(resource, self._boot)
-            await self._compile(resource, gathered, self._boot.salt)
+            await self._compile(resource, gathered, self._boot)
             await self._program(resource, self._boot)
         except ConflictError as problem:
-            _log.info("%s", problem)
+            _log.info("%s", problem, extra=about(resource.key))
             self._boot = self._boot and self._boot.unread()
             return False
         except (ApiServerError, ForeignSecretError) as problem:
-            _log.warning("ServingPool %s/%s: %s", resource.key.namespace, resource.key.name, problem)
+            _log.warning(
+                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
+            )
             return False
         finally:
             await self._follow_pods()
@@ -154,25 +185,42 @@ class Pool:
         evaluated = self._watch is None or self._watch.verdict is not None
         return evaluated and self.delivery.settled
 
+    def view(self) -> PoolView:
+        """Tell what the gauges of `/metrics` say of it."""
+        key, delivery = self.resource.key, Delivery(self.resource.key.name, self.delivery.acks())
+        heard_at = None if self._watch is None else self._watch.heard_at
+        return PoolView(
+            namespace=key.namespace,
+            pool=key.name,
+            pods=delivery.total,
+            behind=len(delivery.behind(self._generation)),
+            signal_age_s=None if heard_at is None else max(0.0, self._world.clock() - heard_at),
+        )
+
     async def close(self) -> None:
         """Stop acting; the sidecars go on with what they have."""
+        if self._surveying is not None:
+            await self._world.tasks.cancel([self._surveying])
         await self._stop_watching()
         await self.delivery.close()
 
-    async def _compile(self, resource: Resource, gathered: Gathered, salt: str) -> None:
+    async def _compile(self, resource: Resource, gathered: Gathered, boot: Boot) -> None:
+        store, salt = self._world.store, boot.salt
         if self._candidate is None or self._candidate_of != (gathered.revision, salt):
-            found = self._digests.under(salt, gathered.refs)
+            found = self._digests.under(salt, gathered.needs.secrets)
+            keys = issuer_keys(store, self._world.keyring, gathered.needs.keys, boot.keys)
             # In a thread: it takes long with thousands of Tenants, and leases are renewed meanwhile.
-            self._candidate, self._rendering = await asyncio.to_thread(
-                self._made, resource, gathered, found, salt
-            )
+            with self._world.measures.compiling():
+                self._candidate, self._rendering = await asyncio.to_thread(
+                    self._made, resource, gathered, found, keys, salt
+                )
             self._candidate_of = gathered.revision, salt
 
     def _made(
-        self, resource: Resource, gathered: Gathered, found: FoundDigests, salt: str
+        self, resource: Resource, gathered: Gathered, found: FoundDigests, keys: Keys, salt: str
     ) -> tuple[Compiled, Rendering | None]:
         compiled = compile_pool(
-            resource, gathered.pools, gathered.tenants, gathered.applications, found, salt
+            resource, gathered.pools, gathered.tenants, gathered.applications, found, keys, salt
         )
         return compiled, None if compiled.config is None else self._renderer.render(compiled.config)
 
@@ -181,7 +229,7 @@ class Pool:
         compiled, rendering = self._candidate, self._rendering
         if compiled is None:
             raise AssertionError("programmed before compiled")
-        if rendering is None or compiled.spec is None:
+        if rendering is None or compiled.spec is None or compiled.config is None:
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
             return
         content_hash = rendering.content_hash
@@ -191,18 +239,36 @@ class Pool:
         if document is None or (document.generation, document.content_hash) != (generation, content_hash):
             packed = await asyncio.to_thread(lambda: compressed(rendering.document(generation)))
             document = Document(generation, content_hash, packed, rendering)
-        self._boot = await self._boots.write(resource, boot, generation, content_hash, document.body_gz)
+        its_keys = issuers_keys(compiled.config.identity.token_issuers)
+        packed = document.body_gz
+        self._boot = await self._boots.write(resource, boot, generation, content_hash, packed, its_keys)
         # From here to the end of aim() nothing waits: status never mixes the old and the new.
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
         self.delivery.aim(document, compiled.spec.sidecar.control_port, self._boot.token)
+        if self._surveying is None:
+            survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
+            self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
+
+    def _ports(self) -> list[ControlPort]:
+        """Where the sidecars are that can be asked now."""
+        if self._spec is None or self._boot is None:
+            return []
+        port, token = self._spec.sidecar.control_port, self._boot.token
+        return [ControlPort(pod.ip, port, token) for pod in self._pods(self._spec)]
+
+    def _told(self, report: Report) -> None:
+        self.report = report
+        self._surveyed()
 
     async def _follow_pods(self) -> None:
         if self._spec is not None:
-            labels = self._spec.selector.match_labels
-            await self.delivery.follow(self._world.store.pods(self.resource.key.namespace, labels))
+            await self.delivery.follow(self._pods(self._spec))
+
+    def _pods(self, spec: ServingPoolSpec) -> tuple[Pod, ...]:
+        return self._world.store.pods(self.resource.key.namespace, spec.selector.match_labels)
 
     async def _replan(self, plan: OverloadPlan | None) -> None:
         if plan is None or plan.prometheus_url is None:
@@ -215,6 +281,7 @@ class Pool:
                 self.resource.key,
                 plan,
                 self._world.metrics,
+                lambda ref: secret_value(self._world.store, ref),
                 self._world.clock,
                 stored.status if stored else None,
                 self.delivery.order,
@@ -263,17 +330,34 @@ class Digests:
             values = self._store.secret(ref.namespace, ref.name)
             before = known.get(ref)
             if before is None or before[0] is not values:
-                before = values, _digest(values, ref, salt)
+                before = values, self._digest(ref, salt)
             self._known[ref] = before
             found[ref] = before[1]
         return found
 
+    def _digest(self, ref: SecretRef, salt: str) -> str | SecretProblem:
+        entry = secret_value(self._store, ref)
+        return entry if isinstance(entry, SecretProblem) else key_digest(salt, entry.decode("latin-1"))
 
-def _digest(values: Mapping[str, bytes] | None, ref: SecretRef, salt: str) -> str | SecretProblem:
+
+def issuer_keys(
+    store: Store, keyring: Keyring, sources: Iterable[KeySource], before: Mapping[str, KeySet]
+) -> dict[KeySource, KeySet | KeysProblem]:
+    """Look up the keys of each source. `before` has those that a pool's document has, by fetched source."""
+    return {
+        source: known_keys(keyring.found(source), before.get(source))
+        if isinstance(source, str)
+        else secret_keys(source, secret_value(store, source))
+        for source in sources
+    }
+
+
+def secret_value(store: Store, ref: SecretRef) -> bytes | SecretProblem:
+    """Look up a Secret entry. Its value has no space around it."""
+    values = store.secret(ref.namespace, ref.name)
     if values is None:
         return SecretProblem.SECRET_MISSING
     if ref.key not in values:
         return SecretProblem.KEY_MISSING
     # Headers carry neither line ends nor spaces around a value; `kubectl create secret --from-file` does.
-    key = values[ref.key].decode("latin-1").strip()
-    return key_digest(salt, key) if key else SecretProblem.EMPTY
+    return values[ref.key].strip() or SecretProblem.EMPTY

@@ -30,7 +30,6 @@ def registry(
     connection: Callable[[], Connection],
     start: Callable[[], Awaitable[None]],
     stop: Callable[[], Awaitable[None]],
-    state: Callable[[], Mapping[str, Any]],
 ) -> kopf.OperatorRegistry:
     """Make the registry that kopf runs by. `start` and `stop` run within kopf's event loop."""
     handlers = kopf.OperatorRegistry()
@@ -47,10 +46,6 @@ def registry(
     @kopf.on.cleanup(registry=handlers)
     async def cleanup(**_: Any) -> None:
         await stop()
-
-    @kopf.on.probe(registry=handlers, id="state")
-    async def probe(**_: Any) -> Mapping[str, Any]:
-        return state()
 
     for plural, kind in _CUSTOM.items():
         kopf.on.event("fairserve.dev", "v1alpha1", plural, registry=handlers, id=plural, param=kind)(

@@ -8,30 +8,39 @@ import logging
 import random
 import socket
 import time
+from collections.abc import Callable
 
 import kopf
 from kopf._core.engines.peering import Identity
 
+from fairserve_operator.clients.jwks import JwksClient
 from fairserve_operator.clients.kubernetes_client import KubernetesClient
 from fairserve_operator.clients.prometheus import PrometheusClient
 from fairserve_operator.clients.sidecars import SidecarClient
 from fairserve_operator.errors import OperatorError
 from fairserve_operator.handlers.census import Scope, require_custom_resources
 from fairserve_operator.handlers.delivery import Lanes
+from fairserve_operator.handlers.keys import KeyRefresh
+from fairserve_operator.handlers.leadership import Leadership
 from fairserve_operator.handlers.loop import Loop
+from fairserve_operator.handlers.measures import Measures
+from fairserve_operator.handlers.observation import ObservationServer
 from fairserve_operator.handlers.pools import World
 from fairserve_operator.handlers.registration import registry
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
+from fairserve_operator.options import Options
 
 _log = logging.getLogger(__name__)
 
 
-async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> None:
+async def run(
+    cluster: KubernetesClient, scope: Scope, options: Options, allow_http_jwks: bool = False
+) -> None:
     """Operate these namespaces until SIGTERM or SIGINT.
 
-    Raises SetupError where the cluster lacks our kinds or denies them, and OperatorError where a part of the
-    operator died of a mistake.
+    Raises SetupError where the cluster lacks our kinds or denies them, or the port is taken, and
+    OperatorError where a part of the operator died of a mistake.
     """
     await require_custom_resources(cluster, scope)
     # Nearly all that is made stays, or goes without a collector's help; looking through 10,000 objects every
@@ -44,29 +53,68 @@ async def run(cluster: KubernetesClient, scope: Scope, health: str | None) -> No
         deaths.append(problem)
         stop.set()
 
-    sidecars, metrics = SidecarClient(), PrometheusClient()
-    store, tasks = Store(), Tasks(fatal)
-    world = World(store, cluster, sidecars, metrics, Lanes(), tasks, time.time, random.Random())  # noqa: S311
-    loop = Loop(world, scope)
+    identity = options.identity or socket.gethostname()
+    store, tasks, measures = Store(), Tasks(fatal), Measures()
+    candidate = _candidate(cluster, options, identity, lambda acting: loop.act(acting))
+    may_act = (lambda: True) if candidate is None else candidate.acts
+    cluster.observer, cluster.may_write = measures.api_called, may_act
+    sidecars = SidecarClient(may_call=may_act, observer=measures.sidecar_called, name=identity)
+    prometheus = PrometheusClient()
+    rng = random.Random()  # noqa: S311
+    world = World(store, cluster, sidecars, prometheus, Lanes(), tasks, time.time, rng, measures=measures)
+    loop = Loop(world, scope, acting=candidate is None)
+    measures.view = loop.view
+    port = ObservationServer(measures)
+    key_sets = JwksClient(allow_http_jwks)
+
+    def learned(namespace: str) -> None:
+        store.touch(namespace)
+        loop.mark(namespace)
+
+    refresh = KeyRefresh(world.keyring, key_sets, cluster, tasks, world.rng, learned)
+
+    async def campaign(candidate: Leadership) -> None:
+        await loop.complete.wait()  # Who would act without knowing everybody leaves it to others.
+        await candidate.run()
+
+    async def begin() -> None:
+        tasks.start(refresh.run(), "refresh keys")
+        await loop.start()
+        if candidate is not None:
+            tasks.start(campaign(candidate), "campaign")
 
     async def end() -> None:
         await loop.stop()
+        if candidate is not None:
+            await candidate.release()
         stop.set()  # kopf waits five seconds for whoever waits for this flag.
 
     try:
+        if options.listen is not None:
+            await port.start(*options.listen)
         _log.info("serving %s", ", ".join(name or "all namespaces" for name in scope))
         await kopf.operator(
-            registry=registry(store, loop.mark, cluster.connection, loop.start, end, loop.state),
+            registry=registry(store, loop.mark, cluster.connection, begin, end),
             clusterwide=scope == (None,),
             namespaces=[name for name in scope if name],
             # Named here, or kopf asks for the user's name, which a user id without a passwd entry has not.
             identity=Identity(f"fairserve-operator@{socket.gethostname()}"),
-            liveness_endpoint=health,
             stop_flag=stop,
         )
     finally:
         await tasks.cancel()
+        await port.stop()
         await sidecars.close()
-        metrics.close()
+        await key_sets.close()
+        prometheus.close()
     if deaths:
         raise OperatorError(f"a part of the operator died: {deaths[0]!r}") from deaths[0]
+
+
+def _candidate(
+    cluster: KubernetesClient, options: Options, identity: str, turned: Callable[[bool], None]
+) -> Leadership | None:
+    if not options.leader_elect:
+        return None
+    namespace = options.lease_namespace or cluster.own_namespace
+    return Leadership(cluster, namespace, options.lease_name, identity, turned)

@@ -161,6 +161,10 @@ class Store:
         """A number that rises with everything a configuration is compiled from."""
         return self._space(namespace).revision
 
+    def touch(self, namespace: str) -> None:
+        """Note that something was learned elsewhere from which its configurations are compiled."""
+        self._space(namespace).revision += 1
+
     def missing(self, kind: str, census: Iterable[Name]) -> list[Name]:
         """Who of a census is unknown here."""
         return [name for name in census if self._version(kind, name) is None]

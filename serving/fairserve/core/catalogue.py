@@ -51,7 +51,7 @@ class SchedulerLike(Protocol):
     def configure(self, settings: Settings) -> None: ...  # noqa: D102
     def set_armed(self, armed: bool) -> None: ...  # noqa: D102
     def oldest_wait(self, now: float) -> float: ...  # noqa: D102
-    def estimate_input(self, application: str, body_bytes: int) -> int: ...  # noqa: D102
+    def estimate_input(self, tenant: str, application: str, body_bytes: int) -> int: ...  # noqa: D102
     def allowance(self, tenant: str, user: str, application: str, now: float) -> Allowance | None: ...  # noqa: D102
     def snapshot(self, now: float) -> dict[str, Any]: ...  # noqa: D102
     def restore(self, data: dict[str, Any], now: float) -> None: ...  # noqa: D102

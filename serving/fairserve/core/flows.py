@@ -17,7 +17,7 @@ from fairserve.core.cost import Tariff
 from fairserve.core.counters import CounterQueue, Member
 from fairserve.core.interactions import Interaction
 from fairserve.core.limits import Window
-from fairserve.core.prediction import ApplicationState
+from fairserve.core.prediction import ApplicationState, BytesPerToken
 from fairserve.core.settings import TenantSettings
 
 #: Where a call is in its life.
@@ -278,6 +278,7 @@ class TenantQueue(Member):
 
     __slots__ = (
         "bytes",
+        "bytes_per_token",
         "flows",
         "idle",
         "interactions",
@@ -317,6 +318,8 @@ class TenantQueue(Member):
         #: Admissions under its limit in total, and under applications' limits for a tenant.
         self.window: Window | None = None
         self.windows: dict[str, Window] = {}
+        #: By application: what its bodies were like.
+        self.bytes_per_token: dict[str, BytesPerToken] = {}
 
     def adopt(self, settings: TenantSettings) -> None:
         """Take settings; what waits keeps the time it may wait."""

@@ -18,8 +18,8 @@ from fairserve.core.interactions import Interaction, drop_closed
 from fairserve.core.orders import Order
 
 #: Idle flows, and interactions that may be open, that are remembered at most.
-MOST_IDLE_FLOWS: Final = 100_000
-MOST_INTERACTIONS: Final = 50_000
+MOST_IDLE_FLOWS = 100_000
+MOST_INTERACTIONS = 50_000
 #: An idle flow is remembered this long in any case, so that its averages survive a pause.
 IDLE_FLOW_S: Final = 600.0
 #: Idle flows one sweep looks at, besides two for each flow that idled since the last.

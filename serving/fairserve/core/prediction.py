@@ -1,7 +1,8 @@
 """What a call will probably cost, before the engine says what it did.
 
 Moving averages of output tokens per application, refined per flow once that has a few samples, and of
-bytes per input token per application. A prediction only places a charge early; settling makes it right.
+bytes per input token per tenant in each application. A prediction only places a charge early; settling makes
+it right.
 """
 
 from __future__ import annotations
@@ -29,17 +30,41 @@ _MOST_BYTES_PER_TOKEN: Final = 16.0
 _PLAIN: Final = 10
 
 
+class BytesPerToken:
+    """How many bytes of body one tenant needs for an input token in one application.
+
+    It is learned from the tenant's own calls alone: whatever others send, padded with space or with fields
+    that nobody reads, moves no estimate of its calls. What its own calls can do to it is bounded as well: it
+    is a mean of ratios of at most 16, so that no estimate is below a 16th of the body's size.
+    """
+
+    __slots__ = ("samples", "value")
+
+    def __init__(self, value: float = _BYTES_PER_TOKEN, samples: int = 0) -> None:
+        self.value = value
+        self.samples = samples
+
+    def observe(self, body_bytes: int, input_tokens: int) -> None:
+        """A body of that size, not empty, had so many tokens, at least one."""
+        self.samples = samples = self.samples + 1
+        step = _SMOOTHING if samples > _PLAIN else 1.0 / samples
+        self.value += step * (min(body_bytes / input_tokens, _MOST_BYTES_PER_TOKEN) - self.value)
+
+
+def input_tokens(learned: BytesPerToken | None, body_bytes: int) -> int:
+    """Expected prompt tokens of a body of that size. `learned` is None for a tenant without samples."""
+    return max(1, round(body_bytes / (_BYTES_PER_TOKEN if learned is None else learned.value)))
+
+
 class ApplicationState:
     """One application: its settings, its profile in force, and what finished calls taught."""
 
     __slots__ = (
-        "bytes_per_token",
         "learner",
         "name",
         "output_samples",
         "output_tokens",
         "profile",
-        "ratio_samples",
         "settings",
         "shared",
         "typical",
@@ -51,9 +76,6 @@ class ApplicationState:
         #: Average output tokens a call, and samples.
         self.output_tokens = 0.0
         self.output_samples = 0
-        #: Average bytes of body per input token, and samples.
-        self.bytes_per_token = _BYTES_PER_TOKEN
-        self.ratio_samples = 0
         #: Admissions under the limit over all tenants.
         self.shared: SharedWindow | None = None
         self.learner: Learner | None = None
@@ -89,10 +111,6 @@ class ApplicationState:
         most = ticket.max_output_tokens
         return expected if most is None or expected <= most else max(0, most)
 
-    def input_tokens(self, body_bytes: int) -> int:
-        """Expected prompt tokens of a body of that size."""
-        return max(1, round(body_bytes / self.bytes_per_token))
-
     def observe(self, ticket: Ticket, usage: Usage) -> None:
         """Learn from a completed call."""
         part = ticket.part
@@ -105,10 +123,11 @@ class ApplicationState:
         of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
         self.output_tokens += of_all * (output - self.output_tokens)
         if ticket.body_bytes and prompt:
-            self.ratio_samples = samples = self.ratio_samples + 1
-            of_all = _SMOOTHING if samples > _PLAIN else 1.0 / samples
-            ratio = min(ticket.body_bytes / prompt, _MOST_BYTES_PER_TOKEN)
-            self.bytes_per_token += of_all * (ratio - self.bytes_per_token)
+            ratios = part.flow.tenant.bytes_per_token
+            learned = ratios.get(self.name)
+            if learned is None:
+                learned = ratios[self.name] = BytesPerToken()
+            learned.observe(ticket.body_bytes, prompt)
         if self.learner is not None:
             part.input_tokens += step * (prompt - part.input_tokens)
             part.system_tokens += step * (min(ticket.system_tokens, prompt) - part.system_tokens)

@@ -37,7 +37,7 @@ from fairserve.core.interactions import Interaction
 from fairserve.core.memory import Memory
 from fairserve.core.orders import LeastServed, Order, head_start, order_of
 from fairserve.core.overflow import Overflow
-from fairserve.core.prediction import ApplicationState
+from fairserve.core.prediction import ApplicationState, input_tokens
 from fairserve.core.settings import ApplicationSettings, Profile, Settings, TenantSettings, validate
 
 _QUEUE_FULL: Final = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
@@ -115,15 +115,19 @@ class Scheduler:
         """
         if not 0.0 <= cost <= MOST_TOKENS:
             raise CallError(f"absorbed cost is {cost}, must be within 0..{MOST_TOKENS:g}")
-        tenant = self.tenant(flow[0])
-        known = tenant.flow(flow[1])
-        # Who is idle would be lifted above what is added to an old counter.
-        self.order.lift(known)
-        units = cost * UNIT
-        known.counter += int(units)
-        tenant.counter += int(units / tenant.weight)
-        if not known.waiting and not known.running:
-            self.memory.idles(known, known.idle_since)
+        self._add(self.tenant(flow[0]).flow(flow[1]), cost * UNIT, 1.0)
+
+    def charge(self, call: Call, usage: Usage) -> int:
+        """Charge a (tenant, user) for what was computed here for a call that was never dispatched, like a
+        session's: its cost, in units, which it may have several of. Numbers that can't be count as nothing.
+        """
+        application = self._application(call.application)
+        flow = self.tenant(call.tenant).flow(call.user)
+        rate = unit_rate(application.typical, self.traffic.value, self._share)
+        units = int(price(sane(usage), call.system_tokens, self.settings.tokens) * rate)
+        self._add(flow, units, application.weight)
+        flow.tenant.service += units
+        return units
 
     # -- the life of a call -----------------------------------------------------------------------
 
@@ -317,9 +321,11 @@ class Scheduler:
         oldest = self.backlog.oldest
         return 0.0 if oldest is None else max(0.0, self._asked(now) - oldest.arrived)
 
-    def estimate_input(self, application: str, body_bytes: int) -> int:
-        """Prompt tokens to expect of a body of that size."""
-        return self._application(application).input_tokens(body_bytes)
+    def estimate_input(self, tenant: str, application: str, body_bytes: int) -> int:
+        """Prompt tokens to expect of a body of that size. No other tenant's calls have a say in it."""
+        known = self.backlog.tenants.get(tenant)
+        learned = None if known is None else known.bytes_per_token.get(self._application(application).name)
+        return input_tokens(learned, body_bytes)
 
     def profile(self, application: str) -> Profile:
         """The profile in force: as configured, or as learned."""
@@ -508,6 +514,16 @@ class Scheduler:
         ticket.units = units
         if units < before:
             self.order.fell(flow)
+
+    def _add(self, flow: Flow, units: float, application_weight: float) -> None:
+        """Put on a flow's counter and its tenant's what no ticket stands for."""
+        tenant = flow.tenant
+        # Who is idle would be lifted above what is added to an old counter.
+        self.order.lift(flow)
+        flow.counter += int(units / application_weight)
+        tenant.counter += int(units / tenant.weight)
+        if not flow.waiting and not flow.running:
+            self.memory.idles(flow, flow.idle_since)
 
     def _refused(
         self, call: Call, flow: Flow, interaction: Interaction | None, refusal: Refusal, now: float

@@ -16,7 +16,7 @@ from fairserve.core.interactions import Interaction
 from fairserve.core.limits import Window
 from fairserve.core.memory import Memory
 from fairserve.core.orders import LeastServed
-from fairserve.core.prediction import ApplicationState
+from fairserve.core.prediction import ApplicationState, BytesPerToken
 from fairserve.core.settings import Limit, Profile
 from fairserve.core.sharing import SharedWindow
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fairserve.core.scheduler import Scheduler
 
 #: Bumped when an older scheduler can't read a snapshot.
-FORMAT: Final = 3
+FORMAT: Final = 4
 
 
 def snapshot(scheduler: Scheduler, now: float) -> dict[str, Any]:
@@ -51,7 +51,6 @@ def _application(known: ApplicationState, now: float) -> dict[str, Any]:
     learner, profile, shared = known.learner, known.profile, known.shared
     return {
         "output_tokens": [known.output_tokens, known.output_samples],
-        "bytes_per_token": [known.bytes_per_token, known.ratio_samples],
         "learned": None
         if learner is None
         else [profile.input_tokens, profile.output_tokens, profile.system_tokens],
@@ -68,6 +67,9 @@ def _tenant(tenant: TenantQueue, unsettled: int, now: float) -> dict[str, Any]:
         "floor": tenant.queue.floor(),
         "window": _window(tenant.window, now),
         "windows": {name: _window(window, now) for name, window in tenant.windows.items()},
+        "bytes_per_token": {
+            name: [learned.value, learned.samples] for name, learned in tenant.bytes_per_token.items()
+        },
         "users": {user: _flow(flow, now) for user, flow in tenant.flows.items()},
     }
 
@@ -130,7 +132,6 @@ def restore(scheduler: Scheduler, data: dict[str, Any], now: float) -> None:
 class _Application:
     def __init__(self, data: Mapping[str, Any], now: float) -> None:
         self.output = (_finite(data["output_tokens"][0]), int(data["output_tokens"][1]))
-        self.ratio = (_positive(data["bytes_per_token"][0]), int(data["bytes_per_token"][1]))
         learned = data["learned"]
         self.learned = None if learned is None else Profile(*map(_size, learned))
         window = data["window"]
@@ -139,7 +140,6 @@ class _Application:
 
     def apply(self, known: ApplicationState, tariff: Any) -> None:
         known.output_tokens, known.output_samples = self.output
-        known.bytes_per_token, known.ratio_samples = self.ratio
         if known.learner is not None and self.learned is not None:
             # Whose traffic it follows is not kept, so it moves only after as many samples as a new one.
             known.learner.profile = self.learned
@@ -159,6 +159,10 @@ class _Tenant:
         )
         self.window = _read_window(data["window"], now)
         self.windows = {str(name): _read_window(window, now) for name, window in data["windows"].items()}
+        self.bytes_per_token = {
+            str(name): BytesPerToken(_positive(value), int(samples))
+            for name, (value, samples) in data["bytes_per_token"].items()
+        }
         self.users = {str(user): _User(flow, now) for user, flow in data["users"].items()}
 
     def apply(self, scheduler: Scheduler, name: str, now: float, *, with_counters: bool) -> None:
@@ -166,6 +170,7 @@ class _Tenant:
         tenant.service = self.service
         tenant.window = self.window
         tenant.windows = {name: window for name, window in self.windows.items() if window is not None}
+        tenant.bytes_per_token = self.bytes_per_token
         if with_counters:
             tenant.counter, tenant.queue.base = self.counter, self.floor
         for user, kept in self.users.items():

@@ -22,7 +22,6 @@ _LONGEST_DONE: Final = 256
 _OBJECT: Final = re.compile(rb'"usage"\s*:\s*\{')
 #: Where an answer's usage begins. Cohere's embeddings have it under another name.
 _IN_BODY: Final = re.compile(rb'"(?:usage|billed_units)":(?=\{)')
-_NO_CHOICES: Final = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 #: In the event that ends one answer of a stream, and in no other.
 _ENDS: Final = b'"finish_reason":"'
 _FINGERPRINT: Final = re.compile(rb'"system_fingerprint"\s*:\s*"(?:[^"\\]|\\.)*"')
@@ -142,6 +141,10 @@ class EventStream:
 
     vLLM signs its last event with a fingerprint, which is the usage event if there is one. The event that
     ends the last of `answers` waits for it and is signed instead.
+
+    Usage beside choices is not asked for where it is stripped: an engine that sends it does so to everybody
+    (vLLM's `--enable-force-include-usage`). Its client would have got the usage event as well, so it stays.
+    A vLLM from before March 2026 sends that event alone, which tells nothing: there it is taken out.
     """
 
     __slots__ = ("_first", "_held", "_last", "_open", "_overlong", "_strips", "_unsigned", "done", "events")
@@ -262,7 +265,7 @@ class EventStream:
     def _release(self) -> bytes:
         """The event that was held, signed as the usage event was."""
         event, self._unsigned, self._open = self._unsigned, b"", 0
-        mark = None if self._last is None else _FINGERPRINT.search(self._last)
+        mark = None if self._last is None or not self._strips else _FINGERPRINT.search(self._last)
         if mark is None or not event or _FINGERPRINT.search(event):
             return event
         inside, brace, after = event.rpartition(b"}")
@@ -276,21 +279,29 @@ class EventStream:
             start = separator.end()
             if _MARK in event and _OBJECT.search(event):
                 self._note(event)
-                if self._strips and _holds_only_usage(event):
-                    self.events -= 1
-                    continue
+                if self._strips:
+                    choices = _choices_beside_usage(event)
+                    if choices == []:
+                        self.events -= 1
+                        continue
+                    if choices:
+                        self._strips = False
+                        if not self._unsigned:
+                            self._open = 0
             kept.append(event)
         return b"".join(kept)
 
 
-def _holds_only_usage(event: bytes) -> bool:
-    if not _NO_CHOICES.search(event):
-        return False
+def _choices_beside_usage(event: bytes) -> list[Any] | None:
+    """The choices of an event with usage; None for one that has not both."""
     try:
-        chunk = json.loads(_payload(event))
-    except ValueError:
-        return False
-    return type(chunk) is dict and chunk.get("choices") == [] and type(chunk.get("usage")) is dict
+        chunk: Any = json.loads(_payload(event))
+    except (ValueError, RecursionError):
+        return None
+    if type(chunk) is not dict or type(chunk.get("usage")) is not dict:
+        return None
+    choices = chunk.get("choices")
+    return choices if type(choices) is list else None
 
 
 def _payload(event: bytes) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fairserve.local.objects import Objects
-from fairserve_operator.decide.compilation import Compiled, compile_pool, secret_refs
+from fairserve_operator.decide.compilation import Compiled, compile_pool, needs
 from fairserve_operator.decide.conditions import CONFLICTED, Condition
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
 
@@ -54,12 +54,15 @@ def compile_folder(
         pool = replace(pool, spec=_laid_over(pool.spec, override))
     namespace = pool.key.namespace
     tenants = objects.resources(TENANT, namespace)
+    pools = [pool, *(other for other in objects.resources(SERVING_POOL, namespace) if other.key != pool.key)]
+    wanted = needs(tenants, pools)
     compiled = compile_pool(
         pool=pool,
-        pools=objects.resources(SERVING_POOL, namespace),
+        pools=pools,
         tenants=tenants,
         applications=objects.resources(APPLICATION, namespace),
-        digests=objects.digests(secret_refs(tenants), salt),
+        digests=objects.digests(wanted.secrets, salt),
+        keys=objects.keys(wanted.keys),
         salt=salt,
     )
     return pool, compiled

@@ -13,7 +13,11 @@ from typing import Any
 
 from fairserve.config import key_digest
 from fairserve.local.manifests import SECRET, Manifest, Reading
+from fairserve_operator.decide.jwks import KeySet, KeySource, KeysProblem, secret_keys
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
+
+#: There is no operator and no cluster here.
+NOT_FETCHED = KeysProblem("KeysNotFetched", "here keys are read from a Secret only: use jwt.jwksSecretRef")
 
 _FIRST = "2000-01-01T"
 
@@ -104,6 +108,16 @@ class Objects:
             ref: value if isinstance(value, SecretProblem) else key_digest(salt, value)
             for ref, value in found.items()
         }
+
+    def keys(self, sources: Iterable[KeySource]) -> dict[KeySource, KeySet | KeysProblem]:
+        """The keys of token issuers that are in the folder; nothing is fetched."""
+        return {source: self._keys(source) for source in sources}
+
+    def _keys(self, source: KeySource) -> KeySet | KeysProblem:
+        if not isinstance(source, SecretRef):
+            return NOT_FETCHED
+        value = self.secret_value(source)
+        return secret_keys(source, value if isinstance(value, SecretProblem) else value.encode())
 
 
 def _time_of_day(age: int) -> str:

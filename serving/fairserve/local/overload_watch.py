@@ -1,7 +1,7 @@
 """Evaluates a pool's overload signals on one machine and tells the sidecar the verdict, with a lease.
 
-The state machine is the operator's (`fairserve.overload.machine`). Built-in signals are read from the
-sidecar's own /metrics; a signal that is a query needs a Prometheus, and has no value without one.
+The state machine is the operator's (`fairserve.overload.machine`). Built-in signals that one look tells are
+read from the sidecar's own /metrics; rates, times and queries need a Prometheus and have no value without.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OverloadWatch:
 
     @property
     def unanswered(self) -> tuple[str, ...]:
-        """Signals that can have no value here: queries without a Prometheus."""
+        """Signals that can have no value here: what only a Prometheus tells, without one."""
         if self._prometheus is not None:
             return ()
         return tuple(name for name in self._plan.queries if name not in self._plan.builtins)
@@ -109,7 +109,7 @@ class OverloadWatch:
 
     async def _query(self, signal: str) -> Sample:
         if self._prometheus is None:
-            return Sample(signal, None, "a query needs --prometheus URL")
+            return Sample(signal, None, "it needs --prometheus URL")
         url = f"{self._prometheus.rstrip('/')}/api/v1/query"
         parameters = {"query": self._plan.queries[signal]}
         try:

@@ -158,7 +158,8 @@ class Stack:
         if unanswered and unanswered != self._warned:
             names = ", ".join(unanswered)
             self._say(
-                f"overload signal {names} is a query and has no value: give --prometheus URL to evaluate it"
+                f"overload signal {names} has no value without a Prometheus: "
+                "give --prometheus URL to evaluate it"
             )
         self._warned = unanswered
 

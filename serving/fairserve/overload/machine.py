@@ -170,27 +170,28 @@ class OverloadMachine:
             self._said, self._cause = said, self._sentence(reason, about, problems)
         return self._cause
 
-    def _reason(self, stale: bool, now: float) -> tuple[Reason, str]:
+    def _reason(self, stale: bool, now: float) -> tuple[Reason, tuple[SignalSettings, ...]]:
+        """Why, and which signals are up, in the order of the settings."""
         if stale and self._settings.on_stale is OnStale.DISARM and self._state is OverloadState.OVERLOADED:
-            return Reason.HOLD_DOWN, ""
+            return Reason.HOLD_DOWN, ()
         if stale:
-            return Reason.STALE, ""
-        for settings in self._settings.signals:
-            if self._signals[settings.name].up:
-                return Reason.ABOVE, settings.name
+            return Reason.STALE, ()
+        if up := tuple(each for each in self._settings.signals if self._signals[each.name].up):
+            return Reason.ABOVE, up
         if self._state is OverloadState.OVERLOADED:
-            return (Reason.HOLD_DOWN if self._is_known(now) else Reason.UNKNOWN), ""
-        return (Reason.CLEAR if self._is_known(now) else Reason.UNKNOWN), ""
+            return (Reason.HOLD_DOWN if self._is_known(now) else Reason.UNKNOWN), ()
+        return (Reason.CLEAR if self._is_known(now) else Reason.UNKNOWN), ()
 
-    def _sentence(self, reason: Reason, about: str, problems: tuple[tuple[str, str], ...]) -> _Cause:
+    def _sentence(
+        self, reason: Reason, about: tuple[SignalSettings, ...], problems: tuple[tuple[str, str], ...]
+    ) -> _Cause:
         failing = "; ".join(f"{name}: {problem}" for name, problem in problems)
         settings = self._settings
         match reason:
             case Reason.ABOVE:
-                signal = next(s for s in settings.signals if s.name == about)
-                value = self._signals[about].value
-                levels = f"up at {signal.threshold:g}, down below {signal.clear_threshold:g}"
-                return _Cause(reason, _with(f"{about} is {value:g} ({levels})", failing), about, value)
+                message = ", ".join(self._level(signal) for signal in about)
+                first = about[0].name
+                return _Cause(reason, _with(message, failing), first, self._signals[first].value)
             case Reason.STALE:
                 kept = {
                     OnStale.HOLD: "the last state stays",
@@ -209,6 +210,10 @@ class OverloadMachine:
                 return _Cause(reason, _with("no signal is up", failing))
             case Reason.UNKNOWN:
                 return _Cause(reason, _with("no signal has been read yet", failing))
+
+    def _level(self, signal: SignalSettings) -> str:
+        levels = f"threshold {signal.threshold:g}, clears below {signal.clear_threshold:g}"
+        return f"{signal.name} is {self._signals[signal.name].value:g} ({levels})"
 
 
 def _with(message: str, failing: str) -> str:

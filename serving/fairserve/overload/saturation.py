@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fairserve.overload.settings import OnStale, OverloadSettings, SignalSettings
+
+#: A saturated pod arms by itself, where that is on; it clears well below, because saturation moves with every
+#: call that comes or goes.
+ARMS_AT, CLEARS_BELOW = 1.0, 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class SaturationTargets:
@@ -34,3 +40,9 @@ def saturation(
     if engine_waiting is not None:
         ratios.append(engine_waiting / targets.engine_waiting)
     return max(0.0, *ratios)
+
+
+def arming(hold_down_s: float) -> OverloadSettings:
+    """When a pod arms by its own saturation, for an OverloadMachine that is fed the signal `saturation`."""
+    signal = SignalSettings("saturation", ARMS_AT, CLEARS_BELOW)
+    return OverloadSettings((signal,), on_stale=OnStale.DISARM, hold_down_s=hold_down_s)

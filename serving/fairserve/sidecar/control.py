@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import socket
 from collections.abc import Awaitable, Callable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import uvicorn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -22,7 +20,6 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fairserve.difference import MEDIA_TYPE, WrongBaseError
 from fairserve.sidecar.configuration import (
@@ -34,6 +31,7 @@ from fairserve.sidecar.configuration import (
     read_difference,
     read_document,
 )
+from fairserve.sidecar.control_connections import ControlConnection, ControlConnections, listen
 from fairserve.sidecar.options import Address, Limits, OptionError, TlsFiles
 from fairserve.sidecar.tls import Certificate
 
@@ -110,30 +108,35 @@ class ControlServer:
         self._limits = limits
         self._certificate: Certificate | None = None
         self._application = control_application(sidecar, token)
-        self._server: _Uvicorn | None = None
-        self._task: asyncio.Task[None] | None = None
+        #: uvicorn, those whom it serves, and the jobs of both: to serve and to accept.
+        self._parts: tuple[_Uvicorn, ControlConnections, asyncio.Task[None], asyncio.Task[None]] | None = None
 
     async def start(self, address: Address) -> Address:
         """Listen; the address that was bound. Raises OSError, OptionError."""
         self._token.load()
         if self._tls is not None:
             self._certificate = Certificate(self._tls)
-        listening = _listen(address)
+        listening = listen(address)
         config = uvicorn.Config(
             self._application,
             access_log=False,
             log_config=None,
             lifespan="off",
-            # uvicorn calls it with keywords of its own, and wants nothing else of a class.
-            http=cast("type[asyncio.Protocol]", partial(_Connection, self._limits)),
             ws="none",
             timeout_graceful_shutdown=1,
         )
         config.load()
-        if self._certificate is not None:
-            config.ssl = self._certificate.context
-        self._server = _Uvicorn(config)
-        self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
+        server = _Uvicorn(config)
+        connections = ControlConnections(
+            lambda: ControlConnection(
+                self._limits, config=config, server_state=server.server_state, app_state={}
+            ),
+            None if self._certificate is None else self._certificate.context,
+            self._limits,
+        )
+        serving = asyncio.create_task(server.serve(sockets=[]))
+        accepting = asyncio.create_task(connections.accept(listening))
+        self._parts = server, connections, serving, accepting
         bound = listening.getsockname()
         return Address(bound[0], bound[1])
 
@@ -144,9 +147,13 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Close the port."""
-        if self._server is not None and self._task is not None:
-            self._server.should_exit = True
-            await self._task
+        if self._parts is None:
+            return
+        server, connections, serving, accepting = self._parts
+        accepting.cancel()
+        server.should_exit = True
+        await serving
+        await connections.close()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -156,49 +163,6 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
-
-
-class _Connection(HttpToolsProtocol):
-    """Ends connections whose request is not over in time, or has a head without end: uvicorn bounds only how
-    long a connection is idle after an answer.
-    """
-
-    def __init__(self, limits: Limits, **uvicorns: Any) -> None:
-        super().__init__(**uvicorns)
-        self._limits = limits
-        self._timer: asyncio.TimerHandle | None = None
-        self._in_head = True
-        self._head_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._restart_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > self._limits.max_head_bytes:
-                self.transport.abort()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
-        self._restart_timer()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-
-    def _restart_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.loop.call_later(self._limits.control_timeout_s, self.transport.abort)
 
 
 class _Endpoints:
@@ -274,6 +238,9 @@ def control_application(sidecar: Sidecar, token: ControlToken) -> Starlette:
         async def checked(request: Request) -> Response:
             if not token.matches(request.headers.get("authorization", "")):
                 return _error(401, "the control token is missing or wrong")
+            connection = getattr(request.state, "connection", None)
+            if isinstance(connection, ControlConnection):
+                connection.known = True
             try:
                 return await endpoint(request)
             except ClientDisconnect:
@@ -307,17 +274,3 @@ async def _body(request: Request, limit: int) -> bytes:
 
 def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": message}, status)
-
-
-def _listen(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((address.host, address.port))
-        listening.listen(128)
-        listening.setblocking(False)
-    except OSError:
-        listening.close()
-        raise
-    return listening

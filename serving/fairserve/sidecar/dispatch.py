@@ -26,7 +26,6 @@ from fairserve.core.calls import (
     ThrottlingMode,
     Usage,
 )
-from fairserve.core.cost import price, typical_cost, unit_rate
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.window import DispatchWindow, EngineSample
 from fairserve.sidecar.metrics import Metrics
@@ -153,14 +152,7 @@ class Dispatcher:
 
     def charge(self, call: Call, usage: Usage) -> float:
         """Charge what was computed outside of the queue. Its normalised cost."""
-        scheduler = self.scheduler
-        settings, profile = scheduler.settings, scheduler.profile(call.application)
-        share = settings.normalisation if scheduler.discipline.relative_cost else 0.0
-        typical = typical_cost(profile, settings.tokens)
-        rate = unit_rate(typical, scheduler.traffic.value, share) / UNIT
-        cost = price(usage, call.system_tokens, settings.tokens) * rate
-        scheduler.absorb((call.tenant, call.user), cost)
-        return cost
+        return self.scheduler.charge(call, usage) / UNIT
 
     def hold(self) -> None:
         """The engine is unreachable, dead or hung: let calls wait."""

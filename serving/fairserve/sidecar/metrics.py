@@ -29,6 +29,9 @@ OTHER: Final = "other"
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
+_LIMITS: Final = frozenset(
+    {RefusalReason.USER_LIMIT, RefusalReason.TENANT_LIMIT, RefusalReason.APPLICATION_LIMIT}
+)
 _WAIT_BUCKETS_S: Final[tuple[float, ...]] = (
     0.001,
     0.005,
@@ -156,6 +159,19 @@ class Metrics(Collector):
             lost = counts.outcomes.get(Outcome.REFUSED, 0) + counts.outcomes.get(Outcome.EVICTED, 0)
             refused[tenant] = refused.get(tenant, 0) + lost
         return refused
+
+    def refused_interactions(self) -> dict[str, float]:
+        """Interactions that a limit refused, by tenant; not those of Shadow."""
+        refused: dict[str, float] = {}
+        for (tenant, _), counts in self._calls.items():
+            for (reason, mode), count in counts.refusals.items():
+                if mode is ThrottlingMode.ENFORCE and reason in _LIMITS:
+                    refused[tenant] = refused.get(tenant, 0.0) + count
+        return refused
+
+    def service(self) -> dict[str, float]:
+        """Normalised service by tenant, in typical calls."""
+        return dict(self._service)
 
     def exposition(self) -> bytes:
         """The text of `/metrics`."""

@@ -28,12 +28,14 @@ class Limits:
 
     max_head_bytes: int = 65_536  #: request line and headers: 431 above
     max_body_bytes: int = 64 * 1024 * 1024  #: 413 above
+    unasked_body_bytes: int = 65_536  #: of a longer body no more is read if its head is enough to refuse it
     max_buffered_bytes: int = 65_536  #: unsent answer at which the engine's side is no longer read
     head_timeout_s: float = 20.0  #: from a request's first byte to the end of its headers: 408 after
     body_timeout_s: float = 120.0  #: from there to the end of its body: 408 after
     keep_alive_s: float = 75.0  #: an idle connection is closed after
     stall_timeout_s: float = 300.0  #: a client that takes none of its answer is dropped after
     idle_session_s: float = 300.0  #: a WebSocket on which nothing passes is closed after
+    control_connections: int = 64  #: to the control port at once; above, strangers make room
     control_timeout_s: float = 20.0  #: a request to the control port may take, or its client to begin it
     connect_timeout_s: float = 2.0  #: how long connecting to the engine is tried for one call
 

@@ -107,9 +107,7 @@ class Proxy:
         """Begin to answer."""
         if self.draining:
             request.keep_alive = False
-        endpoint = scheduled(request.method, request.target)
-        if endpoint is None and request.method == b"POST" and self._is_unknown(path_of(request.target)):
-            endpoint = UNKNOWN
+        endpoint = self._endpoint(request)
         if endpoint is not None:
             return self._schedule(connection, request, endpoint)
         forwarding: Forwarding
@@ -125,6 +123,13 @@ class Proxy:
             forwarding = Forwarding(connection, request, self.unavailable)
         forwarding.send(self.pool, self.engine_request(connection, request, request.body))
         return forwarding
+
+    def turned_away(self, connection: Connection, request: Request) -> bytes | None:
+        """The whole answer to a call that its head alone turns away."""
+        if self._endpoint(request) is None:
+            return None
+        known = self._authenticated(connection, request)
+        return known if isinstance(known, bytes) else None
 
     def engine_request(self, connection: Connection, request: Request, body: bytes) -> bytes:
         """The bytes of a request for the engine."""
@@ -161,30 +166,29 @@ class Proxy:
 
     def _authenticated(
         self, connection: Connection, request: Request
-    ) -> tuple[IdentityTable, dict[bytes, bytes], Claim, bool] | None:
-        """The table in force, the headers by name, whose the request is, and whether its hop is trusted; None
-        if it has been turned away.
+    ) -> tuple[IdentityTable, dict[bytes, bytes], Claim, bool] | bytes:
+        """The table in force, the headers by name, whose the request is, and whether its hop is trusted; or
+        the whole answer that turns it away.
         """
         table = self.table
         if table is None or self.draining:
-            self._turn_away(connection, request, table)
-            return None
+            return self._not_served(request, table)
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
         claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
         if isinstance(claim, Problem):
-            self._deny(connection, request, claim)
-            return None
+            return self._denied(request, claim)
         return table, named, claim, trusted
 
     def _open_session(self, connection: Connection, request: Request) -> Work | None:
         known = self._authenticated(connection, request)
-        if known is None:
+        if isinstance(known, bytes):
+            self._turn_away(connection, request, known)
             return None
         table, named, claim, trusted = known
         caller = table.identify(claim, named, EngineRequest(b""), trusted=trusted)
         if isinstance(caller, Problem):
-            self._deny(connection, request, caller)
+            self._turn_away(connection, request, self._denied(request, caller))
             return None
         call = Call(
             call_id=self.dispatcher.next_id(),
@@ -217,23 +221,33 @@ class Proxy:
         self.sessions.discard(session)
         self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
 
-    def _turn_away(self, connection: Connection, request: Request, table: IdentityTable | None) -> None:
+    def _not_served(self, request: Request, table: IdentityTable | None) -> bytes:
         reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
         if self.call_log is not None:
             self.call_log.denied(path_of(request.target), 503, reason.value)
-        connection.write(self.unavailable(request, reason))
-        connection.finished(reuse=request.keep_alive)
+        return self.unavailable(request, reason)
 
-    def _deny(self, connection: Connection, request: Request, problem: Problem) -> None:
+    def _denied(self, request: Request, problem: Problem) -> bytes:
         self.metrics.denied(problem.code)
         if self.call_log is not None:
             self.call_log.denied(path_of(request.target), problem.status, problem.code)
-        connection.write(problem_response(request, problem, reuse=request.keep_alive))
+        return problem_response(request, problem, reuse=request.keep_alive)
+
+    def _turn_away(self, connection: Connection, request: Request, answer: bytes) -> None:
+        connection.write(answer)
         connection.finished(reuse=request.keep_alive)
+
+    def _endpoint(self, request: Request) -> Endpoint | None:
+        """What a request spends tokens on; None for one that spends none."""
+        endpoint = scheduled(request.method, request.target)
+        if endpoint is None and request.method == b"POST" and self._is_unknown(path_of(request.target)):
+            return UNKNOWN
+        return endpoint
 
     def _schedule(self, connection: Connection, request: Request, endpoint: Endpoint) -> Work | None:
         known = self._authenticated(connection, request)
-        if known is None:
+        if isinstance(known, bytes):
+            self._turn_away(connection, request, known)
             return None
         table, named, claim, trusted = known
         asked = endpoint.read(request.body, request.headers, trusted=trusted, cache_salt=claim.cache_salt)
@@ -243,7 +257,7 @@ class Proxy:
         if asked.too_deep:
             caller = _TOO_DEEP
         if isinstance(caller, Problem):
-            self._deny(connection, request, caller)
+            self._turn_away(connection, request, self._denied(request, caller))
             return None
         call = self._call(caller, asked, endpoint, len(request.body))
         if self._observers:
@@ -262,7 +276,7 @@ class Proxy:
         scheduler = self.dispatcher.scheduler
         profile = scheduler.application_settings(caller.application).profile
         if endpoint.bytes_per_token is None:
-            input_tokens = scheduler.estimate_input(caller.application, body_bytes)
+            input_tokens = scheduler.estimate_input(caller.tenant, caller.application, body_bytes)
         else:
             input_tokens = max(1, round(body_bytes / endpoint.bytes_per_token))
         interaction = caller.interaction

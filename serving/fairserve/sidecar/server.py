@@ -52,6 +52,11 @@ class Handler(Protocol):
     def handle(self, connection: Connection, request: Request) -> Work | None:
         """Begin to answer; None if the answer has been written already."""
 
+    def turned_away(self, connection: Connection, request: Request) -> bytes | None:
+        """The whole answer to a request with a long body, whose head is here, if that is enough to turn it
+        away; None to read on.
+        """
+
 
 class _Stage(Enum):
     """How far the parser is."""
@@ -79,7 +84,8 @@ class Connection:
         self._timed: _Stage | None = None  #: the stage that `deadline` was set for
         self._busy = False  #: an answer is being made; what arrives meanwhile waits
         self._closing = False  #: nothing is read any more; what is written still goes out
-        self._requests: deque[Request | Problem] = deque()
+        #: Bytes are a whole answer, after which nothing more is read.
+        self._requests: deque[Request | Problem | bytes] = deque()
         self._work: Work | None = None
         self._unread = b""  #: arrived while an answer is being made
         self._reading_paused = False
@@ -90,6 +96,7 @@ class Connection:
         self._head_arrived = 0
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._most_bytes = 0  #: of the body, before something must be decided
         self._declared: int | None = None
         self._in_body = False
         self._expects = False
@@ -169,6 +176,7 @@ class Connection:
         self._head_arrived = 0
         self._body = []
         self._body_bytes = 0
+        self._most_bytes = self._server.unasked_body_bytes
         self._declared = None
         self._in_body = False
         self._expects = False
@@ -208,16 +216,16 @@ class Connection:
             self._reject(505, "unsupported_version", "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
         if version == "1.0" and any(name == b"transfer-encoding" for name, _ in self._headers):
             self._reject(400, "bad_request", "HTTP/1.0 has no Transfer-Encoding.")
-        if self._declared is not None and self._declared > self._limits.max_body_bytes:
-            self._reject_body()
+        if self._declared is not None and self._declared > self._most_bytes:
+            self._judge_body(self._declared)
         if self._expects and version == "1.1" and not self._requests and self._transport is not None:
             self._transport.write(_CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(data)
-        if self._body_bytes > self._limits.max_body_bytes:
-            self._reject_body()
+        if self._body_bytes > self._most_bytes:
+            self._judge_body(self._body_bytes)
         self._body.append(data)
 
     def on_message_complete(self) -> None:
@@ -357,9 +365,11 @@ class Connection:
         finally:
             self._advancing = False
 
-    def _answer(self, request: Request | Problem) -> None:
-        if isinstance(request, Problem):
-            self.write(problem_response(None, request, reuse=False, target=self._target))
+    def _answer(self, request: Request | Problem | bytes) -> None:
+        if not isinstance(request, Request):
+            if isinstance(request, Problem):
+                request = problem_response(None, request, reuse=False, target=self._target)
+            self.write(request)
             self._close(linger=True)
             return
         self._busy = True
@@ -413,15 +423,21 @@ class Connection:
             431, "headers_too_large", f"Request line and headers exceed {self._limits.max_head_bytes} bytes."
         )
 
-    def _reject_body(self) -> None:
-        limit = self._limits.max_body_bytes
-        self._reject(413, "body_too_large", f"The body exceeds {limit} bytes.")
+    def _judge_body(self, size: int) -> None:
+        """A body is long: refuse it if it is too long, or if whoever sends it is turned away anyhow."""
+        self._most_bytes = most = self._limits.max_body_bytes
+        if size > most:
+            self._reject(413, "body_too_large", f"The body exceeds {most} bytes.")
+        head = Request(self._parser.get_method(), self._target, self._headers, b"", keep_alive=False)
+        answer = self._server.handler.turned_away(self, head)
+        if answer is not None:
+            self._stop_parsing(answer)
 
     def _reject(self, status: int, code: str, message: str) -> None:
         self._stop_parsing(Problem(status, code, message))
 
-    def _stop_parsing(self, problem: Problem) -> None:
-        self._requests.append(problem)
+    def _stop_parsing(self, answer: Problem | bytes) -> None:
+        self._requests.append(answer)
         self._rejected = True
         raise _RejectedError
 
@@ -442,6 +458,7 @@ class Server:
     def __init__(self, handler: Handler, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.handler = handler
         self.limits = limits
+        self.unasked_body_bytes = min(limits.unasked_body_bytes, limits.max_body_bytes)
         self.clock = clock
         self.connections: set[Connection] = set()
         self.stopping = False  #: no connection outlives its current request

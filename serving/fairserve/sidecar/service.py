@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fairserve.config import OverloadConfig
 from fairserve.core.errors import SnapshotError
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.settings import Settings
 from fairserve.core.window import DispatchWindow
 from fairserve.overload.lease import LeaseState, OverloadLease, OverloadSource
-from fairserve.overload.settings import OnStale
+from fairserve.overload.machine import OverloadMachine
+from fairserve.overload.saturation import arming
+from fairserve.overload.settings import OnStale, Sample
 from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.configuration import Configuration, DocumentError, Verdict, judge, read_file
 from fairserve.sidecar.control import ControlServer, ControlToken
@@ -27,6 +30,7 @@ from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.metrics import Gauges, Metrics
 from fairserve.sidecar.options import OptionError, SidecarOptions
 from fairserve.sidecar.proxy import Proxy
+from fairserve.sidecar.recent import Recent
 from fairserve.sidecar.server import Server
 from fairserve.sidecar.snapshot import SnapshotFile
 from fairserve.sidecar.upstream import UpstreamPool
@@ -54,10 +58,14 @@ class Sidecar:
         self._clock = clock
         self._configuration: Configuration | None = None
         self._lease = OverloadLease(stale_after_s=30.0, on_stale=OnStale.HOLD)
+        #: Judges this pod's own saturation; None where that does not arm.
+        self._local: OverloadMachine | None = None
         self._overload = LeaseState(armed=False, source=OverloadSource.NONE, reason="", remaining_s=0.0)
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics = Metrics()
         self.metrics.gauges = self._gauges
+        self._service = Recent(period_s=30.0, periods=10)
+        self._refused = Recent(period_s=60.0, periods=60)
         self.scheduler = Scheduler(Settings(), rng)
         window = DispatchWindow(maximum=options.max_window, initial=min(8, options.max_window))
         self.dispatcher = Dispatcher(
@@ -157,6 +165,7 @@ class Sidecar:
             document = offered.document
             self.scheduler.configure(document.settings())
             self._lease.configure(document.overload.stale_after_s, document.overload.on_stale)
+            self._configure_local(document.overload)
             self._configuration = offered
             self.proxy.table = offered.table
             if self._call_log is not None:
@@ -224,6 +233,12 @@ class Sidecar:
             },
             "tenants": [{**tenant, "refused": refused.get(tenant["name"], 0)} for tenant in dump["tenants"]],
             "interactions": {"open": dump["open_interactions"]},
+            "realtime_sessions": len(self.proxy.sessions),
+            "applications": dump["applications"],
+            "recent": {
+                "service_5m": self._service.sums(self.metrics.service()),
+                "refused_interactions_1h": self._refused.sums(self.metrics.refused_interactions()),
+            },
         }
 
     def _restore(self, snapshot: SnapshotFile) -> None:
@@ -266,20 +281,33 @@ class Sidecar:
         self.dispatcher.expire()
         self.pool.reap()
         self._control.refresh()
+        now = self._clock()
+        if self._service.due(now):
+            self._service.close(self.metrics.service(), now)
+        if self._refused.due(now):
+            self._refused.close(self.metrics.refused_interactions(), now)
 
     def _evaluate_overload(self) -> None:
         """Armed by the operator's lease, or by this pod's own saturation where that is on."""
         now = self._clock()
         state = self._lease.describe(now)
-        locally = self._configuration is not None and self._configuration.document.overload.arm_locally
-        if locally and not state.armed:
-            level = self.watch.saturation(now)
-            if level >= 1.0:
-                state = LeaseState(True, OverloadSource.LOCAL, f"saturation is {level:.2f}", 0.0)
+        if self._local is not None:
+            verdict = self._local.observe([Sample("saturation", self.watch.saturation(now))], now)
+            if verdict.armed and not state.armed:
+                state = LeaseState(True, OverloadSource.LOCAL, verdict.message, 0.0)
         if state.armed != self.scheduler.armed:
             _LOG.info("OIT is %s: %s (%s)", "armed" if state.armed else "off", state.source, state.reason)
         self.scheduler.set_armed(state.armed)
         self._overload = state
+
+    def _configure_local(self, overload: OverloadConfig) -> None:
+        settings = arming(overload.hold_down_s)
+        if not overload.arm_locally:
+            self._local = None
+        elif self._local is None:
+            self._local = OverloadMachine(settings)
+        else:
+            self._local.configure(settings)
 
     def _gauges(self) -> Gauges:
         now = self._clock()

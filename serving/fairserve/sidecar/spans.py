@@ -52,8 +52,7 @@ class WaitSpans:
         self._exporter = trace_exporter.OTLPSpanExporter(endpoint + _PATH)
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("fairserve", __version__)
-        self._seldom = _Seldom()
-        logging.getLogger(trace_exporter.__name__).addFilter(self._seldom)
+        _hush()
 
     def ended(self, ended: EndedCall) -> None:
         """A call has ended: make the span of its wait."""
@@ -77,16 +76,12 @@ class WaitSpans:
     async def stop(self) -> None:
         """Send what is left, for a few seconds at most."""
         # A thread that the process doesn't wait for: a collector may hang for longer than the bound.
-        last = threading.Thread(target=self._end, daemon=True)
+        last = threading.Thread(target=self._provider.shutdown, daemon=True)
         last.start()
         await asyncio.to_thread(last.join, _FLUSH_S)
         if last.is_alive():
             _LOG.warning("the last spans are lost: the collector took more than %g s", _FLUSH_S)
             self._exporter.shutdown()  # type: ignore[no-untyped-call]  # it tries no more
-
-    def _end(self) -> None:
-        self._provider.shutdown()
-        logging.getLogger(trace_exporter.__name__).removeFilter(self._seldom)
 
 
 def caller_context(request: Request) -> Context:
@@ -112,6 +107,14 @@ class _Seldom(logging.Filter):
             return False
         self._said_at = record.created
         return True
+
+
+def _hush() -> None:
+    """Let the exporter speak seldom from here on. For good: its threads may try on after the end."""
+    exporters = logging.getLogger(trace_exporter.__name__)
+    for before in [known for known in exporters.filters if isinstance(known, _Seldom)]:
+        exporters.removeFilter(before)
+    exporters.addFilter(_Seldom())
 
 
 def _ns(seconds: float) -> int:

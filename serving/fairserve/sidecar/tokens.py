@@ -123,7 +123,7 @@ class TokenIssuers:
         if config.tenant_path is not None:
             name = _text_at(claims, config.tenant_path)
             if name is not None and config.tenants is not None:
-                name = config.tenants.get(name)
+                name = _listed(config, claims) or config.tenants.get(name)
         claim = self._default if name is None else self._tenants.get(name, self._default)
         if claim is None:
             return _NO_TENANT
@@ -195,6 +195,12 @@ def _issuer_of(token: bytes) -> object:
     except (ValueError, RecursionError):
         return None
     return claims.get("iss") if isinstance(claims, dict) else None
+
+
+def _listed(config: TokenIssuerConfig, claims: Mapping[str, Any]) -> str | None:
+    """Whose a ServiceAccount is by its own name, whatever its namespace."""
+    account = _text_at(claims, ("sub",)) if config.kubernetes else None
+    return None if account is None or config.tenants is None else config.tenants.get(account)
 
 
 def _text_at(claims: Mapping[str, Any], path: ClaimPath | None) -> str | None:

@@ -262,7 +262,16 @@ def test_a_body_that_is_mostly_image_teaches_no_absurd_ratio(make_rig):
     for _ in range(20):
         rig.enqueue(body_bytes=1_000_000)
         rig.serve()
-    assert rig.scheduler.estimate_input("chat", 1_600) == 100
+    assert rig.scheduler.estimate_input("a", "chat", 1_600) == 100
+
+
+def test_bodies_teach_their_own_tenant_and_application(make_rig):
+    rig = make_rig()
+    for _ in range(20):
+        rig.enqueue("a", body_bytes=200)
+        rig.serve(input_tokens=100)
+    for tenant, application, tokens in (("a", "chat", 50), ("a", "other", 25), ("b", "chat", 25)):
+        assert rig.scheduler.estimate_input(tenant, application, 100) == tokens
 
 
 def test_a_tenant_that_owes_is_remembered_after_its_flows(make_rig):

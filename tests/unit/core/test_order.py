@@ -256,6 +256,18 @@ def test_service_had_elsewhere_counts_as_ones_own(make_rig):
     assert first.count("b") >= 5, "its turn comes after those who have had less"
 
 
+def test_what_was_computed_outside_of_the_queue_costs_what_a_call_would(make_rig):
+    rig = make_rig(tenant_a={"weight": 2.0}, application={"weight": 4.0})
+    units = rig.scheduler.charge(rig.call("a"), Usage(100, 50))
+    tenant = rig.scheduler.tenant("a")
+    assert (tenant.counter, tenant.flows["u"].counter) == (int(units / 2), int(units / 4))
+    rig.enqueue("b")
+    settled = rig.finish(rig.dispatch().call_id)
+    assert units == settled.units == tenant.service == rig.scheduler.tenant("b").service > 0
+    assert rig.scheduler.charge(rig.call("a"), Usage(-5, -1)) == 0
+    rig.scheduler.check()
+
+
 def test_service_elsewhere_counts_from_where_who_is_idle_would_begin(make_rig):
     rig = make_rig(tenant_a={"weight": 1.0})
     for _ in range(50):

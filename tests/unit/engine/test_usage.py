@@ -94,6 +94,27 @@ def test_usage_beside_choices_stays():
     assert stream.usage() == Usage(1, 1)
 
 
+@pytest.mark.parametrize("cut", range(0, 600, 7))
+def test_of_an_engine_that_gives_usage_to_everybody_nothing_is_taken_out(cut):
+    usages = [{"prompt_tokens": 7, "completion_tokens": count} for count in range(3)]
+    choices = [{"delta": {"content": "a"}, "finish_reason": end} for end in (None, None, "stop")]
+    each = [event({"choices": [one], "usage": usage}) for one, usage in zip(choices, usages, strict=True)]
+    last = event({"choices": [], "usage": usages[-1], "system_fingerprint": FINGERPRINT})
+    forced = b"".join(each) + last + DONE
+    stream = EventStream(strips=True)
+    assert run(stream, [forced[:cut], forced[cut:]]) == forced
+    assert stream.usage() == Usage(7, 2)
+    assert stream.events == 5
+
+
+def test_usage_that_comes_first_with_an_answers_end_changes_no_order():
+    """Whose it is can't be known before; the one that waits is not signed then."""
+    ended = answer(0, signed=False)
+    late = event({"choices": [{"index": 1, "delta": {}}], "usage": USAGE, "system_fingerprint": "f"})
+    for pieces in ([ended, late, ONLY_USAGE, DONE], [ended + late + ONLY_USAGE + DONE]):
+        assert run(EventStream(strips=True), pieces) == ended + late + ONLY_USAGE + DONE
+
+
 def test_empty_choices_without_usage_stay():
     event = b'data: {"choices":[],"usage":null,"prompt_filter_results":[]}\n\n'
     assert run(EventStream(strips=True), [event]) == event

@@ -12,6 +12,7 @@ from fairserve.local.compilation import FolderError
 from fairserve.local.desired import Desired
 from fairserve.local.manifests import read_folder
 from fairserve.local.objects import Objects
+from fairserve_operator.decide.jwks import CLUSTER, KeySet, KeysProblem
 from fairserve_operator.decide.resources import SecretProblem, SecretRef
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "01-two-teams"
@@ -97,6 +98,30 @@ def test_secret_values_and_what_is_missing(folder):
         SecretProblem.KEY_MISSING,
         SecretProblem.SECRET_MISSING,
     ]
+
+
+JWKS = """\
+apiVersion: v1
+kind: Secret
+metadata: {name: jwks}
+stringData:
+  keys.json: '{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k",
+    "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}'
+"""
+
+
+def test_keys_of_an_issuer_come_from_the_folder_or_not_at_all(folder):
+    (folder / "jwks.yaml").write_text(JWKS)
+    objects = Objects()
+    objects.apply(read_folder(folder))
+    here, nowhere = (SecretRef("default", name, "keys.json") for name in ("jwks", "x"))
+    keys = objects.keys([here, nowhere, "https://id.example/keys", CLUSTER])
+    assert isinstance(keys[here], KeySet)
+    assert [key["kid"] for key in keys[here].keys] == ["k"]
+    assert keys[nowhere] == KeysProblem("SecretMissing", 'jwksSecretRef: Secret "x" not found')
+    for fetched in ("https://id.example/keys", CLUSTER):
+        assert isinstance(keys[fetched], KeysProblem)
+        assert "jwksSecretRef" in keys[fetched].message
 
 
 def desired(folder: Path, pool: str | None = None) -> tuple[Desired, list[str]]:

@@ -8,6 +8,7 @@ from typing import Any
 from fairserve.config import key_digest
 from fairserve_operator.decide.compilation import Compiled, compile_pool
 from fairserve_operator.decide.conditions import Condition
+from fairserve_operator.decide.jwks import Keys, KeySet
 from fairserve_operator.decide.resources import (
     APPLICATION,
     SERVING_POOL,
@@ -20,6 +21,8 @@ from fairserve_operator.decide.resources import (
 
 SALT = "5a" * 16
 NAMESPACE = "team"
+ISSUER, JWKS_URI = "https://id.example", "https://id.example/keys"
+CLUSTER_ISSUER = "https://kubernetes.default.svc"
 
 
 def resource(
@@ -50,6 +53,23 @@ def header(name: str, value: str) -> dict[str, Any]:
     return {"header": {"name": name, "value": value}}
 
 
+def jwt(**changes: Any) -> dict[str, Any]:
+    """An identity by token; `None` takes a field out."""
+    fields = {"issuer": ISSUER, "jwksUri": JWKS_URI, "audience": "llm", **changes}
+    return {"jwt": {name: value for name, value in fields.items() if value is not None}}
+
+
+def service_account(namespace: str, name: str | None = None) -> dict[str, Any]:
+    account = {"namespace": namespace} | ({"name": name} if name else {})
+    return {"serviceAccount": account}
+
+
+def key_set(*kids: str, issuer: str = "", problem: str = "") -> KeySet:
+    """Keys that are good, with these ids."""
+    key = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}
+    return KeySet(tuple({**key, "kid": kid} for kid in kids or ("k",)), issuer, problem)
+
+
 def digests(secrets: Mapping[str, str | SecretProblem]) -> dict[SecretRef, str | SecretProblem]:
     """What handlers gather, for entries `api-key` of Secrets by name."""
     return {
@@ -66,8 +86,11 @@ def compiled(
     secrets: Mapping[str, str | SecretProblem] | None = None,
     this: Resource | None = None,
     pools: Iterable[Resource] = (),
+    keys: Keys | None = None,
 ) -> Compiled:
-    return compile_pool(this or pool(), pools, tenants, applications, digests(secrets or {}), SALT)
+    return compile_pool(
+        this or pool(), pools, tenants, applications, digests(secrets or {}), keys or {}, SALT
+    )
 
 
 def condition(of: Compiled, resource: Resource, type_: str) -> Condition:

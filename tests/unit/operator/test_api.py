@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fairserve.config import ApplicationConfig, OverloadConfig, SchedulerConfigSection, TenantConfig
+from fairserve.config import (
+    INTERACTION_SOURCES,
+    ApplicationConfig,
+    LearningConfig,
+    OverloadConfig,
+    QueueConfig,
+    SchedulerConfigSection,
+    TenantConfig,
+)
 from fairserve.overload.settings import OverloadSettings
 from fairserve_operator.api.v1alpha1 import (
     DEFAULT_SIGNALS,
@@ -15,12 +23,15 @@ from fairserve_operator.api.v1alpha1 import (
     ServingPoolSpec,
     TenantSpec,
     duration_s,
+    size_bytes,
 )
+from fairserve_operator.api.v1alpha1.application import BODY_SOURCES
 from fairserve_operator.api.v1alpha1.fields import Model
 from fairserve_operator.decide.sections import application_config, tenant_config
 from fairserve_operator.decide.specs import rendered
-from tests.unit.operator.builders import api_key, compiled, header, pool
+from tests.unit.operator.builders import SALT, api_key, compiled, header, jwt, pool
 
+MANY, FEW = {"count": 9, "window": "60s"}, {"count": 3, "window": "1m"}
 SELECTOR = {"selector": {"matchLabels": {"app": "vllm"}}}
 
 
@@ -36,11 +47,15 @@ def signal(**fields: Any) -> dict[str, Any]:
         (TenantSpec, {"weight": "3"}, "spec.weight: Input should be a valid number"),
         (TenantSpec, {"weight": True}, "spec.weight: Input should be a valid number"),
         (TenantSpec, {"wieght": 3}, "spec.wieght: unknown field"),
-        (TenantSpec, {"identity": [{}]}, "spec.identity[0]: exactly one of apiKey, header is allowed"),
+        (
+            TenantSpec,
+            {"identity": [{}]},
+            "spec.identity[0]: exactly one of apiKey, header, jwt, serviceAccount is allowed",
+        ),
         (
             TenantSpec,
             {"identity": [header("x-a", "b"), {**api_key("a"), **header("x-a", "b")}]},
-            "spec.identity[1]: exactly one of apiKey, header is allowed",
+            "spec.identity[1]: exactly one of apiKey, header, jwt, serviceAccount is allowed",
         ),
         (
             TenantSpec,
@@ -70,6 +85,54 @@ def signal(**fields: Any) -> dict[str, Any]:
             "spec.interactionLimits.total.count: Input should be greater than or equal to 1; "
             "spec.interactionLimits.total.window: must be longer than 0s",
         ),
+        (
+            TenantSpec,
+            {"interactionLimits": {"perUser": MANY, "total": FEW}},
+            "spec.interactionLimits: perUser must not allow more than total in the same window, "
+            "where it could never apply",
+        ),
+        (
+            TenantSpec,
+            {"queue": {"maxRequestsPerUser": 10_001}},
+            "spec.queue: maxRequestsPerUser must not exceed maxRequests",
+        ),
+        (
+            TenantSpec,
+            {"queue": {"maxBytesPerUser": "2Mi", "maxBytes": "2047Ki"}},
+            "spec.queue: maxBytesPerUser must not exceed maxBytes",
+        ),
+        (
+            TenantSpec,
+            {"identity": [jwt(jwksSecretRef={"name": "s", "key": "k"})]},
+            "spec.identity[0].jwt: exactly one of jwksUri, jwksSecretRef is allowed",
+        ),
+        (
+            TenantSpec,
+            {"identity": [jwt(jwksUri=None)]},
+            "spec.identity[0].jwt: exactly one of jwksUri, jwksSecretRef is allowed",
+        ),
+        (
+            TenantSpec,
+            {"identity": [jwt(claim=["team"])]},
+            "spec.identity[0].jwt: claim and value go together",
+        ),
+        (
+            ApplicationSpec,
+            {
+                "profile": {"inputTokens": 1, "outputTokens": 1},
+                "interactionLimits": {"perTenant": MANY, "total": FEW},
+            },
+            "spec.interactionLimits: perTenant must not allow more than total in the same window, "
+            "where it could never apply",
+        ),
+        (
+            ApplicationSpec,
+            {
+                "profile": {"inputTokens": 1, "outputTokens": 1},
+                "interaction": {"idSources": ["traceparent"] * 2},
+            },
+            "spec.interaction.idSources: traceparent is there twice",
+        ),
         (ApplicationSpec, {}, "spec.profile: Field required"),
         (
             ApplicationSpec,
@@ -78,8 +141,8 @@ def signal(**fields: Any) -> dict[str, Any]:
         ),
         (
             ApplicationSpec,
-            {"profile": {"mode": "Learned", "inputTokens": 1, "outputTokens": 1}},
-            "spec.profile.mode: Input should be 'Static'",
+            {"profile": {"inputTokens": 1, "outputTokens": 1, "learning": {"minSamples": 9}}},
+            "spec.profile: learning applies to mode Learned only",
         ),
         (ServingPoolSpec, {}, "spec.selector: Field required"),
         (
@@ -106,7 +169,7 @@ def signal(**fields: Any) -> dict[str, Any]:
         (
             ServingPoolSpec,
             {**SELECTOR, "overload": {"staleAfter": "5s"}},
-            "spec.overload: staleAfter must be longer than evaluationInterval",
+            "spec.overload: staleAfter must be at least twice evaluationInterval",
         ),
         (
             ServingPoolSpec,
@@ -116,8 +179,8 @@ def signal(**fields: Any) -> dict[str, Any]:
         (
             ServingPoolSpec,
             {**SELECTOR, "defaultTenant": {"mode": "Reject", "weight": 1}},
-            "spec.defaultTenant: mode Reject admits nobody, so weight, interactionLimits and queue "
-            "must be unset",
+            "spec.defaultTenant: mode Reject admits nobody, so weight, interactionLimits, queue and "
+            "prefixCacheGroup must be unset",
         ),
         (
             ServingPoolSpec,
@@ -151,12 +214,32 @@ def test_is_no_duration(text: str) -> None:
 
 
 def test_the_defaults_of_tenants_are_the_sidecars_own() -> None:
-    assert tenant_config("a", TenantSpec()) == TenantConfig(name="a")
+    assert tenant_config("a", TenantSpec(), SALT) == TenantConfig(name="a")
 
 
 def test_the_defaults_of_applications_are_the_sidecars_own() -> None:
     spec = ApplicationSpec.model_validate({"profile": {"inputTokens": 3, "outputTokens": 2}})
     assert application_config("a", spec) == ApplicationConfig(name="a", input_tokens=3, output_tokens=2)
+
+
+def test_the_defaults_of_learning_are_the_sidecars_own() -> None:
+    profile = {"mode": "Learned", "inputTokens": 3, "outputTokens": 2}
+    config = application_config("a", ApplicationSpec.model_validate({"profile": profile}))
+    assert config.learning == LearningConfig()
+
+
+def test_body_sources_are_those_that_the_sidecar_reads() -> None:
+    assert [s for s in INTERACTION_SOURCES if s.startswith("body:")] == list(BODY_SOURCES)
+    profile = {"inputTokens": 3, "outputTokens": 2}
+    spec = ApplicationSpec.model_validate(
+        {"profile": profile, "interaction": {"idSources": list(INTERACTION_SOURCES)}}
+    )
+    assert application_config("a", spec).interaction_sources == INTERACTION_SOURCES
+
+
+@pytest.mark.parametrize(("text", "size"), [("1Ki", 1024), ("64Mi", 2**26), ("2Gi", 2**31)])
+def test_size(text: str, size: int) -> None:
+    assert size_bytes(text) == size
 
 
 def test_the_defaults_of_pools_are_the_sidecars_own() -> None:
@@ -165,6 +248,7 @@ def test_the_defaults_of_pools_are_the_sidecars_own() -> None:
     assert result.overload is not None
     assert result.config.scheduler == SchedulerConfigSection()
     assert result.config.overload == OverloadConfig()
+    assert result.config.queue == QueueConfig()
     assert result.config.default_tenant is None
     assert result.overload.settings == OverloadSettings(signals=result.overload.settings.signals)
     assert [s.name for s in result.overload.settings.signals] == [s.name for s in DEFAULT_SIGNALS]

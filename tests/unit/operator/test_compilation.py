@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fairserve.config import ApiKeyConfig, HeaderIdentityConfig, LimitConfig, key_digest
+from fairserve.config import ApiKeyConfig, HeaderIdentityConfig, LearningConfig, LimitConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve_operator.decide import sections
-from fairserve_operator.decide.compilation import Compiled, examine, secret_refs
+from fairserve_operator.decide.compilation import Compiled, compile_pool, examine, needs
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from tests.unit.operator.builders import (
@@ -45,7 +45,14 @@ def test_tenant_goes_in_whole() -> None:
                 weight=3,
                 identity=[api_key("s", application="chat"), header("X-Team", "A")],
                 interactionLimits={"perUser": {"count": 10, "window": "60s"}},
-                queue={"maxRequests": 5, "maxWait": "1m30s"},
+                queue={
+                    "maxRequests": 5,
+                    "maxWait": "1m30s",
+                    "maxBytes": "2Mi",
+                    "maxRequestsPerUser": 2,
+                    "maxBytesPerUser": "512Ki",
+                },
+                prefixCacheGroup="research",
             )
         ],
         [application("chat")],
@@ -55,10 +62,62 @@ def test_tenant_goes_in_whole() -> None:
     (a,) = result.config.tenants
     assert (a.weight, a.per_user, a.total) == (3.0, LimitConfig(count=10, window_s=60), None)
     assert (a.max_queued_requests, a.max_wait_s) == (5, 90.0)
+    assert (a.max_queued_bytes, a.max_queued_requests_per_user, a.max_queued_bytes_per_user) == (
+        2 * 2**20,
+        2,
+        512 * 2**10,
+    )
+    assert a.cache_salt is not None
+    assert "research" not in a.cache_salt
     digest = key_digest(SALT, "key")
     assert result.config.identity.api_keys == (ApiKeyConfig(digest=digest, tenant="a", application="chat"),)
     assert result.config.identity.headers == (HeaderIdentityConfig(name="x-team", value="A", tenant="a"),)
     assert result.config.identity.salt == SALT
+
+
+def test_tenants_of_one_cache_group_have_one_salt_and_strangers_another() -> None:
+    groups = {"a": "x", "b": "x", "c": "y"}
+    tenants = [tenant(name, prefixCacheGroup=group) for name, group in groups.items()]
+    config = compiled([*tenants, tenant("d")], this=pool(defaultTenant={"mode": "Admit"})).config
+    assert config is not None
+    salts = {t.name: t.cache_salt for t in config.tenants}
+    assert salts["a"] == salts["b"] != salts["c"]
+    assert salts["d"] is None
+    elsewhere = compile_pool(pool(), [], tenants, [], {}, {}, "6b" * 16).config
+    assert elsewhere is not None
+    assert salts["a"] not in {t.cache_salt for t in elsewhere.tenants}
+
+
+def test_application_goes_in_whole() -> None:
+    limit = {"count": 9, "window": "1m"}
+    chat = application(
+        "chat",
+        weight=2,
+        profile={
+            "mode": "Learned",
+            "inputTokens": 100,
+            "systemTokens": 10,
+            "outputTokens": 50,
+            "learning": {"minSamples": 7},
+        },
+        interactionLimits={"perUser": limit, "perTenant": limit, "total": limit},
+        interaction={"idSources": ["header:x-our-session", "traceparent"], "maxCalls": 3},
+    )
+    config = compiled(applications=[chat]).config
+    assert config is not None
+    (it,) = config.applications
+    assert it.per_user == it.per_tenant == it.total == LimitConfig(count=9, window_s=60)
+    assert it.learning == LearningConfig(min_samples=7, max_factor_per_hour=4.0)
+    assert it.interaction_sources == ("header:x-our-session", "traceparent")
+    assert (it.weight, it.input_tokens, it.system_tokens, it.output_tokens) == (2, 100, 10, 50)
+    assert (it.max_calls, it.idle_timeout_s) == (3, 300.0)
+    assert config.settings().applications["chat"].learning is not None
+
+
+def test_no_source_makes_each_call_an_interaction_of_its_own() -> None:
+    config = compiled(applications=[application("chat", interaction={"idSources": []})]).config
+    assert config is not None
+    assert config.applications[0].interaction_sources == ()
 
 
 def test_the_keys_of_every_tenant_go_in() -> None:
@@ -75,8 +134,10 @@ def test_pool_goes_in_whole() -> None:
         overload={"staleAfter": "1m", "onStale": "Arm", "armLocally": True},
         defaultTenant={"mode": "Admit", "weight": 0.5},
         trustedProxies=["10.0.0.0/8", "::1/128"],
+        queue={"maxRequests": 50, "maxBytes": "3Gi"},
+        hopTokens=[{"name": "hop", "key": "api-key"}],
     )
-    config = compiled(this=this).config
+    config = compiled(this=this, secrets={"hop": "token"}).config
     assert config is not None
     assert config.pool == f"{NAMESPACE}/llm"
     assert (config.scheduler.normalisation, config.scheduler.continuation_head_start) == (1.0, 0.0)
@@ -85,8 +146,23 @@ def test_pool_goes_in_whole() -> None:
     assert config.overload.arm_locally
     assert config.mode == "Shadow"
     assert config.identity.trusted_proxies == ("10.0.0.0/8", "::1/128")
+    assert config.identity.hop_tokens == (key_digest(SALT, "token"),)
+    assert (config.queue.max_requests, config.queue.max_bytes) == (50, 3 * 2**30)
     assert config.default_tenant is not None
     assert (config.default_tenant.name, config.default_tenant.weight) == (DEFAULT_TENANT, 0.5)
+
+
+def test_a_hop_token_that_is_not_there_is_told_and_the_others_count() -> None:
+    refs = [{"name": name, "key": "api-key"} for name in ("gone", "new", "old", "again")]
+    this = pool(hopTokens=refs)
+    result = compiled(this=this, secrets={"new": "n", "old": "o", "again": "o"})
+    assert result.config is not None
+    assert result.config.identity.hop_tokens == tuple(sorted(key_digest(SALT, token) for token in "no"))
+    resolved = condition(result, this, RESOLVED_REFS)
+    assert (resolved.reason, resolved.message) == (
+        "SecretMissing",
+        'spec.hopTokens[0]: Secret "gone" not found',
+    )
 
 
 def test_default_tenant_has_the_cores_name() -> None:
@@ -279,16 +355,20 @@ def test_examine_says_what_compilation_says() -> None:
     ]
     applications = [application("chat"), application("broken", weight=0)]
     result = compiled(tenants, applications, {"s": "key"})
-    judged = examine(tenants, applications, digests({"s": "key"}))
+    judged = examine(tenants, applications, digests({"s": "key"}), {})
     assert judged == {r.key: result.conditions[r.key] for r in (*tenants, *applications)}
 
 
-def test_secret_refs_are_those_of_well_formed_tenants() -> None:
+def test_secrets_that_are_needed_are_those_of_well_formed_objects() -> None:
     tenants = [
         tenant("a", identity=[api_key("s"), header("x", "y")]),
         tenant("broken", weight=0, identity=[api_key("t")]),
     ]
-    assert secret_refs(tenants) == {SecretRef(NAMESPACE, "s", "api-key")}
+    pools = [pool(hopTokens=[{"name": "hop", "key": "token"}]), pool("broken", hopTokens=[{"name": "x"}])]
+    assert needs(tenants, pools).secrets == {
+        SecretRef(NAMESPACE, "s", "api-key"),
+        SecretRef(NAMESPACE, "hop", "token"),
+    }
 
 
 def test_parts_change_with_what_an_object_contributes_and_only_then() -> None:
@@ -305,3 +385,30 @@ def test_parts_change_with_what_an_object_contributes_and_only_then() -> None:
 def test_observed_generations_are_those_compiled() -> None:
     a = tenant("a", generation=7)
     assert compiled([a]).observed[a.key] == 7
+
+
+def secured(**prometheus: object) -> Resource:
+    return pool(overload={"prometheus": {"url": "https://p", **prometheus}})
+
+
+def test_missing_credentials_of_prometheus_are_named_and_the_pool_goes_on() -> None:
+    ref = {"name": "s", "key": "api-key"}
+    this = secured(auth={"bearerToken": {"secretRef": ref}}, tls={"ca": {"name": "t", "key": "api-key"}})
+    result = compiled(secrets={"s": SecretProblem.EMPTY}, this=this)
+    assert result.config is not None
+    resolved = condition(result, this, RESOLVED_REFS)
+    assert (resolved.status, resolved.reason) == ("False", "SecretEmpty")
+    assert resolved.message == (
+        'spec.overload.prometheus.auth.bearerToken.secretRef: key "api-key" of Secret "s" is empty; '
+        'spec.overload.prometheus.tls.ca: Secret "t" not found'
+    )
+    assert (
+        condition(compiled(secrets={"s": "k", "t": "PEM"}, this=this), this, RESOLVED_REFS).status == "True"
+    )
+    assert "PEM" not in repr(compiled(secrets={"s": "k", "t": "PEM"}, this=this))
+
+
+def test_needs_have_the_credentials_of_well_formed_pools() -> None:
+    basic = {"username": {"name": "u", "key": "k"}, "password": {"name": "p", "key": "k"}}
+    pools = [secured(auth={"basic": basic}), secured(auth={"basic": {}}), pool("plain")]
+    assert needs([], pools).secrets == {SecretRef(NAMESPACE, "u", "k"), SecretRef(NAMESPACE, "p", "k")}

@@ -73,6 +73,13 @@ def test_every_field_is_described_and_says_what_unset_means(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KIND_BY_NAME)
+def test_every_field_of_a_status_is_described(name: str) -> None:
+    for path, node in nodes(structural(KIND_BY_NAME[name].status)):
+        for field, below in node.get("properties", {}).items():
+            assert below.get("description", "").endswith("."), f"{path}.{field}"
+
+
+@pytest.mark.parametrize("name", KIND_BY_NAME)
 def test_list_maps_have_their_keys(name: str) -> None:
     keys = {
         path: node["x-kubernetes-list-map-keys"]

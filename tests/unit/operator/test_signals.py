@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import get_args
 
 from fairserve.overload.settings import OnStale, OverloadSettings, SignalSettings
-from fairserve_operator.api.v1alpha1 import ServingPoolSpec
-from fairserve_operator.decide.signals import OverloadPlan, builtin_query, overload_plan
+from fairserve_operator.api.v1alpha1 import Builtin, ServingPoolSpec
+from fairserve_operator.decide.resources import SecretRef
+from fairserve_operator.decide.signals import (
+    OverloadPlan,
+    PrometheusAccess,
+    builtin_query,
+    joint_queries,
+    overload_plan,
+)
 
 
 def plan(**overload: object) -> OverloadPlan:
@@ -44,18 +51,49 @@ def test_without_prometheus_there_is_a_plan_all_the_same() -> None:
     assert set(found.builtins.values()) == {"QueueWait", "Saturation", "KVCacheUse"}
 
 
-@pytest.mark.parametrize(
-    ("builtin", "fold", "series"),
-    [
-        ("QueueWait", "max", "fairserve_queue_oldest_wait_seconds"),
-        ("Saturation", "avg", "fairserve_saturation"),
-        ("KVCacheUse", "avg", '{__name__=~"vllm[:_]kv_cache_usage_perc"}'),
-        ("EngineWaiting", "sum", '{__name__=~"vllm[:_]num_requests_waiting"}'),
-    ],
-)
-def test_builtin_query(builtin: str, fold: str, series: str) -> None:
-    join = 'on (instance, job) group_left () fairserve_pool_info{pool_namespace="ns", pool="llm"}'
-    assert builtin_query(builtin, "ns", "llm") == f"{fold}({series} * {join})"  # type: ignore[arg-type]
+def test_times_and_rates_need_a_prometheus() -> None:
+    found = plan(signals=[{"name": "t", "builtin": "TimeToFirstToken", "threshold": 1}])
+    assert found.builtins == {}
+    assert "time_to_first_token" in found.queries["t"]
+
+
+def test_evaluation_ends_in_time_to_renew_the_lease() -> None:
+    for stale_after, interval, timeout_s in (("30s", "5s", 5.0), ("6s", "3s", 2.0)):
+        found = plan(staleAfter=stale_after, evaluationInterval=interval)
+        assert found.timeout_s == timeout_s
+        assert found.interval_s + found.timeout_s < found.settings.stale_after_s
+
+
+def test_credentials_are_entries_of_secrets_in_the_pools_namespace() -> None:
+    url = "https://p"
+    ref = {"name": "s", "key": "k"}
+    bearer = plan(prometheus={"url": url, "auth": {"bearerToken": {"secretRef": ref}}, "tls": {"ca": ref}})
+    entry = SecretRef("ns", "s", "k")
+    assert bearer.access == PrometheusAccess(bearer_token=entry, ca=entry)
+    basic = plan(
+        prometheus={
+            "url": url,
+            "auth": {"basic": {"username": ref, "password": {"name": "s", "key": "p"}}},
+            "tls": {"insecureSkipVerify": True},
+        }
+    )
+    assert basic.access == PrometheusAccess(username=entry, password=SecretRef("ns", "s", "p"), verify=False)
+    assert plan(prometheus={"url": url}).access == PrometheusAccess()
+
+
+def test_built_in_signals_are_asked_for_together_and_the_users_own_alone() -> None:
+    signals = [{"name": b.lower(), "builtin": b, "threshold": 1} for b in get_args(Builtin)]
+    found = plan(signals=[*signals, {"name": "mine", "query": "1", "threshold": 1}])
+    ((promql, names),) = found.joint.items()
+    assert names == tuple(b.lower() for b in get_args(Builtin))
+    for name in names:
+        assert f'label_replace({found.queries[name]}, "fairserve_signal", "{name}", "", "")' in promql
+    assert plan(signals=signals[:1]).joint == {}
+
+
+def test_joint_queries_stay_short_enough_for_a_url() -> None:
+    queries = {str(n): "x" * 1400 for n in range(5)}
+    assert [*joint_queries(queries).values()] == [("0", "1"), ("2", "3")]
 
 
 def test_names_are_quoted() -> None:

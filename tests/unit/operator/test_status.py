@@ -155,6 +155,8 @@ def test_verdict_becomes_condition_and_status() -> None:
     status = of_pool(PodAck("p0", 7), verdict=verdict)
     assert conditions(status)["Overloaded"] == ("True", "SignalAboveThreshold")
     assert conditions(status)["Ready"] == ("True", "Ready")
+    (told,) = (each for each in status["conditions"] if each["type"] == "Overloaded")
+    assert told["message"] == f"overloaded since {NOW}: m"
     assert status["overload"] == {"since": NOW, "signal": "s", "value": 4.5}
     clear = Verdict(OverloadState.CLEAR, False, True, 0.0, "SignalsStale", "m")
     assert conditions(of_pool(verdict=clear))["Overloaded"] == ("False", "SignalsStale")

@@ -44,7 +44,7 @@ def document(generation: int) -> SchedulerConfig:
 async def write(secrets: BootSecrets, boot: Boot, generation: int) -> Boot:
     config = document(generation)
     packed = compressed(config.to_bytes())
-    return await secrets.write(POOL, boot, generation, config.content_hash, packed)
+    return await secrets.write(POOL, boot, generation, config.content_hash, packed, {})
 
 
 def mount(cluster: FakeCluster, folder: Path) -> Path:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
-import json
-import threading
 from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 from fairserve.config import IdentityConfig, SchedulerConfig
-from fairserve_operator.clients.prometheus import PrometheusClient, Reading, one_number
+from fairserve_operator.clients.kubernetes_client import _call_name
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -96,68 +91,29 @@ def test_tokens_stay_out_of_logs() -> None:
     assert "secret" not in repr(ControlPort("10.0.0.1", 8001, "secret"))
 
 
+async def test_sidecars_are_not_called_while_another_operator_may_act(control: SidecarControl) -> None:
+    seen: list[tuple[str, str]] = []
+    acts = True
+    client = SidecarClient(
+        may_call=lambda: acts, observer=lambda call, outcome, _: seen.append((call, outcome))
+    )
+    await client.put_config(port(control), packed(config(1)))
+    acts = False
+    fenced = await client.put_config(port(control), packed(config(2)))
+    await client.close()
+    assert isinstance(fenced, Unreachable)
+    assert control.calls == ["PUT /config 200"]
+    assert seen == [("PUT /config", "200")]
+
+
 @pytest.mark.parametrize(
-    ("result", "value", "words"),
+    ("method", "path", "name"),
     [
-        ([{"metric": {}, "value": [1.5, "0.25"]}], 0.25, ""),
-        ([1.5, "7"], 7.0, ""),
-        ([], None, "no series"),
-        ([{"metric": {}, "value": [1, "1"]}, {"metric": {}, "value": [1, "2"]}], None, "2 series"),
-        ([{"metric": {}, "value": [1, "NaN"]}], None, "NaN"),
-        ([{"metric": {}, "value": [1, "+Inf"]}], None, "+Inf"),
-        ([{"metric": {}, "values": [[1, "1"]]}], None, "range"),
-        ([1.5, "up"], None, "text"),
-        (None, None, "no number"),
+        ("GET", "/api/v1/secrets", "GET secrets"),
+        ("POST", "/api/v1/namespaces/ns/secrets", "POST secrets"),
+        ("PUT", "/api/v1/namespaces/ns/secrets/status", "PUT secrets"),
+        ("PATCH", "/apis/fairserve.dev/v1alpha1/namespaces/ns/tenants/a/status", "PATCH tenants/status"),
     ],
 )
-def test_only_one_finite_number_is_a_reading(result: Any, value: float | None, words: str) -> None:
-    reading = one_number(result)
-    assert reading.value == value
-    assert words in reading.problem
-
-
-class _Prometheus(BaseHTTPRequestHandler):
-    """Answers by the query: a status, or silence."""
-
-    silent = threading.Event()
-
-    def do_GET(self) -> None:
-        if "hang" in self.path:
-            self.silent.wait(10)
-            return
-        status = 422 if "broken" in self.path else 200
-        body = {"status": "success", "data": {"result": [{"metric": {}, "value": [1, "5"]}]}}
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(b"parse error" if status == 422 else json.dumps(body).encode())
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
-@pytest.fixture
-def prometheus() -> Iterator[str]:
-    _Prometheus.silent.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Prometheus) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        _Prometheus.silent.set()
-        server.shutdown()
-        thread.join()
-
-
-async def test_prometheus_answers_or_says_why_not(prometheus: str) -> None:
-    client = PrometheusClient()
-    assert await client.query(prometheus, "up", 5.0) == Reading(5.0)
-    broken = await client.query(prometheus, "broken", 5.0)
-    assert broken.value is None
-    assert "refused the query" in broken.problem
-    assert "parse error" in broken.problem
-    late = Reading(None, f"no answer from {prometheus} within 0.2 s")
-    assert await client.query(prometheus, "hang", 0.2) == late
-    # The library's own time limit says the same as ours, whichever is first.
-    assert await asyncio.to_thread(client._query, prometheus, "hang", 0.2) == late
-    gone = await client.query("http://127.0.0.1:1", "up", 5.0)
-    assert gone == Reading(None, "no connection to http://127.0.0.1:1: Connection refused")
-    client.close()
+def test_figures_of_calls_have_no_names_of_objects(method: str, path: str, name: str) -> None:
+    assert _call_name(method, path) == name

@@ -21,6 +21,7 @@ from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
 from fairserve_operator.handlers.census import forget_vanished, require_custom_resources
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
+from fairserve_operator.handlers.survey import SurveyPace
 from tests.unit.operator_handlers.world import FakeCluster, FakeWorld, fake_world, pod, resource, rest, until
 
 TIMING = Timing(
@@ -33,9 +34,9 @@ KEY = {"apiKey": {"secretRef": {"name": "team-a-key", "key": "api-key"}}}
 class Operated:
     """A world with the loop in it, and two pods."""
 
-    def __init__(self, world: FakeWorld, timing: Timing = TIMING) -> None:
+    def __init__(self, world: FakeWorld, timing: Timing = TIMING, acting: bool = True) -> None:
         self.world = world
-        self.loop = Loop(world.world, ("ns",), timing)
+        self.loop = Loop(world.world, ("ns",), timing, acting)
         self._version = 0
 
     def put(self, kind: str, name: str, spec: dict[str, Any], generation: int = 1) -> None:
@@ -56,6 +57,10 @@ class Operated:
 
     def running(self) -> set[int]:
         return {running.generation for running in self.world.sidecars.running.values()}
+
+    def status(self, name: str) -> dict[str, Any]:
+        """The last one published."""
+        return next((dict(each) for _, who, each in reversed(self.world.cluster.statuses) if who == name), {})
 
     def condition(self, name: str, type_: str) -> dict[str, Any]:
         """The last one published."""
@@ -83,10 +88,10 @@ class Operated:
 
 @asynccontextmanager
 async def operating(
-    overload: dict[str, Any] | None = None, timing: Timing = TIMING
+    overload: dict[str, Any] | None = None, timing: Timing = TIMING, acting: bool = True
 ) -> AsyncIterator[Operated]:
     async with fake_world() as world:
-        operated = Operated(world, timing)
+        operated = Operated(world, timing, acting)
         for name in ("a", "b"):
             world.store.put_pod(pod(name), 1)
         operated.put_secret("team-a-key", api_key=b"key of team a\n")
@@ -294,7 +299,7 @@ async def test_overload_is_told_recorded_and_published() -> None:
     overload = {
         "prometheus": {"url": "http://p"},
         "signals": [signal],
-        "evaluationInterval": "10ms",
+        "evaluationInterval": "100ms",
         "staleAfter": "60s",
     }
     async with operating(overload) as operated:
@@ -331,6 +336,96 @@ async def test_deleted_pool_is_no_longer_delivered() -> None:
         operated.loop.mark("ns")
         await rest()
         assert len(operated.world.sidecars.pushes) == pushes
+
+
+def working(**service: float) -> dict[str, Any]:
+    """What a sidecar tells that has served."""
+    return {"window": {"size": 8}, "recent": {"service_5m": service}}
+
+
+async def test_statuses_show_the_sidecars_work_and_change_only_with_it() -> None:
+    async with fake_world() as world:
+        world.world = replace(world.world, survey_pace=SurveyPace(first_s=0.01, interval_s=0.01, per_pod_s=0))
+        operated = Operated(world)
+        for name in ("a", "b"):
+            world.store.put_pod(pod(name), 1)
+            world.sidecars.states[name] = working(**{"team-a": 1.0, "team-b": 1.0})
+        operated.put(SERVING_POOL, "llm", POOL)
+        for name, weight in (("team-a", 3), ("team-b", 1)):
+            operated.put(TENANT, name, {"weight": weight})
+        await operated.loop.start()
+        shares = {"configuredPercent": 75, "achievedPercent": 50}
+        await until(lambda: operated.status("team-a").get("share") == shares, "the share")
+        await until(lambda: operated.status("llm").get("window") == 16, "the window")
+
+        written, surveyed = len(world.cluster.statuses), len(world.sidecars.surveyed)
+        await until(lambda: len(world.sidecars.surveyed) > surveyed + 10, "more surveys")
+        assert len(world.cluster.statuses) == written
+        world.sidecars.down = {"a", "b"}  # Whose work is unknown did not cease to work.
+        await until(lambda: len(world.sidecars.surveyed) > surveyed + 20, "surveys without answers")
+        assert len(world.cluster.statuses) == written
+        world.sidecars.down = set()
+        for name in ("a", "b"):
+            world.sidecars.states[name] = working(**{"team-a": 3.0, "team-b": 1.0})
+        await until(lambda: operated.status("team-b")["share"]["achievedPercent"] == 25, "the new share")
+
+
+async def test_what_was_shown_of_work_stays_until_sidecars_were_asked_again() -> None:
+    async with fake_world() as world:
+        operated = Operated(world)
+        world.store.put_pod(pod("a"), 1)
+        shown = {"share": {"configuredPercent": 10, "achievedPercent": 20}, "refusedInteractionsLastHour": 5}
+        world.store.put(resource(SERVING_POOL, "llm", POOL), 1, {"window": 7})
+        world.store.put(resource(TENANT, "team-a", {}), 1, shown)
+        await operated.loop.start()
+        await operated.until_condition("team-a", "Programmed", "True")
+        await operated.until_condition("llm", "Programmed", "True")
+        assert {name: operated.status("team-a")[name] for name in shown} == shown
+        assert operated.status("llm")["window"] == 7
+
+
+async def test_trouble_and_its_end_are_recorded() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Ready", "True")
+        assert operated.world.cluster.events == []
+        operated.put(
+            TENANT, "team-b", {"identity": [{"apiKey": {"secretRef": {"name": "gone", "key": "k"}}}]}
+        )
+        await until(lambda: operated.world.cluster.events, "the Event")
+        operated.put_secret("gone", k=b"key of team b")
+        await until(lambda: len(operated.world.cluster.events) == 2, "the second Event")
+        told = [(each["type"], each["reason"]) for each in operated.world.cluster.events]
+        assert told == [("Warning", "SecretMissing"), ("Normal", "Ready")]
+        assert {each["involvedObject"]["name"] for each in operated.world.cluster.events} == {"team-b"}
+
+
+async def test_who_waits_compiles_and_tells_nobody() -> None:
+    async with operating(acting=False) as operated:
+        measures = operated.world.world.measures
+        compiled = b"fairserve_operator_compile_seconds_count 1.0"
+        await until(lambda: compiled in measures.exposition(), "the compilation")
+        await rest()
+        cluster, sidecars = operated.world.cluster, operated.world.sidecars
+        assert (cluster.secrets, cluster.statuses, sidecars.pushes, sidecars.looks) == ({}, [], [], [])
+        operated.loop.act(True)
+        await operated.until_condition("team-a", "Programmed", "True")
+        assert operated.loop.view().acting
+
+
+async def test_who_no_longer_acts_tells_nobody_more_and_may_act_again() -> None:
+    async with operating() as operated:
+        await operated.until_condition("team-a", "Programmed", "True")
+        cluster, sidecars = operated.world.cluster, operated.world.sidecars
+        operated.loop.act(False)
+        written, pushed = len(cluster.statuses), len(sidecars.pushes)
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        await asyncio.sleep(5 * (TIMING.burst_s + TIMING.settle_s))
+        assert (len(cluster.statuses), len(sidecars.pushes)) == (written, pushed)
+        operated.loop.act(True)
+        await until(lambda: operated.running() == {2}, "the change, late")
+        await until(
+            lambda: operated.condition("team-a", "Programmed")["observedGeneration"] == 2, "its status"
+        )
 
 
 async def test_who_vanished_unseen_is_forgotten() -> None:

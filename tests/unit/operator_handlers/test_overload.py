@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from fairserve.overload.settings import OnStale, OverloadSettings, OverloadState, SignalSettings, Verdict
 from fairserve_operator.clients.prometheus import Reading
-from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey
-from fairserve_operator.decide.signals import OverloadPlan
+from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, SecretRef
+from fairserve_operator.decide.signals import OverloadPlan, PrometheusAccess
 from fairserve_operator.handlers.delivery import OverloadOrder
 from fairserve_operator.handlers.overload import OverloadWatch, stored_state
+from fairserve_operator.handlers.pools import secret_value
 from tests.unit.operator_handlers.world import FakeWorld, fake_world, until
 
 OVERLOADED: dict[str, Any] = {
@@ -27,14 +31,19 @@ class Watched:
     """A watch, and what it told."""
 
     def __init__(
-        self, world: FakeWorld, before: dict[str, Any] | None = None, interval_s: float = 0.005
+        self,
+        world: FakeWorld,
+        before: dict[str, Any] | None = None,
+        interval_s: float = 0.005,
+        this: OverloadPlan | None = None,
     ) -> None:
         self.orders: list[OverloadOrder] = []
         self.verdicts: list[Verdict] = []
         self.watch = OverloadWatch(
             ObjectKey(SERVING_POOL, "ns", "llm"),
-            plan(interval_s=interval_s),
+            this or plan(interval_s=interval_s),
             world.metrics,
+            lambda ref: secret_value(world.store, ref),
             lambda: world.now,
             before,
             self.orders.append,
@@ -83,3 +92,111 @@ def test_stored_state_is_read_from_the_condition() -> None:
     assert stored_state(clear) == (OverloadState.CLEAR, since)
     assert stored_state({"conditions": [{**OVERLOADED["conditions"][0], "status": "Unknown"}]}) is None
     assert stored_state({}) is None
+
+
+TOKEN, CA = SecretRef("ns", "prometheus", "token"), SecretRef("ns", "prometheus", "ca.crt")
+USER, PASSWORD = SecretRef("ns", "prometheus", "username"), SecretRef("ns", "prometheus", "password")
+
+
+def put_secret(world: FakeWorld, version: int, **entries: bytes) -> None:
+    values = {name.replace("_", "."): value for name, value in entries.items()}
+    world.store.put_secret("ns", "prometheus", version, values)
+
+
+async def test_rotated_secret_is_used_for_the_next_evaluation_and_a_deleted_one_is_staleness() -> None:
+    secured = replace(plan(), access=PrometheusAccess(bearer_token=TOKEN, ca=CA))
+    async with fake_world() as world:
+        watched, connections = Watched(world, this=secured), world.metrics.connections
+        await until(lambda: watched.verdicts, "the first evaluation")
+        assert 'not read: busy: Secret "prometheus" not found' in watched.verdicts[0].message
+        put_secret(world, 1, token=b"first\n", ca_crt=b"PEM")
+        await until(lambda: connections, "the first connection")
+        put_secret(world, 2, token=b"second", ca_crt=b"PEM")
+        await until(lambda: len(connections) == 2, "the second connection")
+        assert [each.source.authorization for each in connections] == ["Bearer first", "Bearer second"]
+        assert connections[1].source.ca_pem == "PEM"
+        assert connections[0].closed
+        heard = len(watched.orders)
+        await until(lambda: len(watched.orders) > heard + 3, "more evaluations")
+        assert len(connections) == 2, "nothing has changed"
+        put_secret(world, 3, ca_crt=b"PEM")
+        await until(lambda: "has no key" in watched.verdicts[-1].message, "the verdict about it")
+        assert connections[1].closed
+        shown = [watched.orders, watched.verdicts, [each.source for each in connections]]
+    assert not any(secret in repr(shown) for secret in ("first", "second"))
+    assert "PEM" not in repr(shown)
+
+
+async def test_user_and_password_travel_as_http_has_it() -> None:
+    secured = replace(plan(), access=PrometheusAccess(username=USER, password=PASSWORD, verify=False))
+    async with fake_world() as world:
+        put_secret(world, 1, username=b"me", password=b"p:w ")
+        Watched(world, this=secured)
+        await until(lambda: world.metrics.connections, "the connection")
+        source = world.metrics.connections[0].source
+        assert (source.authorization, source.verify) == ("Basic bWU6cDp3", False)
+
+
+@pytest.mark.parametrize("token", [b"a\nb", b"\xff", "ä".encode()])
+async def test_token_that_no_header_can_carry_is_named(token: bytes) -> None:
+    async with fake_world() as world:
+        put_secret(world, 1, token=token)
+        watched = Watched(world, this=replace(plan(), access=PrometheusAccess(bearer_token=TOKEN)))
+        await until(lambda: watched.verdicts, "the evaluation")
+        assert 'key "token" of Secret "prometheus" is no token for a header' in watched.verdicts[0].message
+
+
+def joint_plan() -> OverloadPlan:
+    """Two signals that are asked for together, and one of the user's own."""
+    signals = tuple(SignalSettings(name, 3.0, 1.0) for name in ("wait", "kv", "mine"))
+    queries = {"wait": "q(wait)", "kv": "q(kv)", "mine": "q(mine)"}
+    settings = OverloadSettings(signals, on_stale=OnStale.HOLD, hold_down_s=0.0)
+    return OverloadPlan(settings, queries, {}, 3600.0, "http://p", joint={"q(wait) or q(kv)": ("wait", "kv")})
+
+
+async def test_signals_are_asked_for_together_and_alone_where_one_of_them_is_refused() -> None:
+    async with fake_world() as world:
+        watched = Watched(world, this=joint_plan())
+        await until(lambda: watched.orders, "the evaluation")
+        asked = [promql for _, promql, _ in world.metrics.queries]
+        assert sorted(asked) == ["q(mine)", "q(wait) or q(kv)"]
+        assert watched.verdicts[0].reason == "SignalsClear"
+
+        world.metrics.refused.add("q(kv)")
+        world.metrics.readings["q(wait)"] = Reading(7.0)
+        watched.watch.replan(replace(joint_plan(), interval_s=3599.0))
+        await until(lambda: len(watched.orders) == 2, "the second evaluation")
+        assert watched.orders[-1].armed
+        assert watched.verdicts[-1].message == (
+            "wait is 7 (threshold 3, clears below 1); not read: kv: parse error"
+        )
+
+
+async def test_problem_that_ticks_is_told_once() -> None:
+    async with fake_world() as world:
+        watched = Watched(world)
+        for seconds in range(5):
+            world.metrics.reading = Reading(None, f"out of order by {seconds} s", "HTTP 500")
+            told = len(watched.orders)
+            await until(lambda told=told: len(watched.orders) > told + 1, "an evaluation")  # type: ignore[misc]
+        assert [verdict.message for verdict in watched.verdicts if "out of" in verdict.message] == [
+            watched.verdicts[-1].message
+        ]
+        world.metrics.reading = Reading(None, "no connection", "connection")
+        await until(lambda: "no connection" in watched.verdicts[-1].message, "another problem")
+
+
+async def test_wall_clock_that_jumps_moves_no_state() -> None:
+    async with fake_world() as world:
+        world.metrics.reading = Reading(4.0)
+        watched = Watched(world)
+        await until(lambda: watched.orders and watched.orders[-1].armed, "the armed order")
+        began = watched.verdicts[-1].since
+        world.metrics.reading = Reading(None, "late", "late")
+        for jump in (86_400.0, -172_800.0):
+            world.now += jump
+            told = len(watched.orders)
+            await until(lambda told=told: len(watched.orders) > told + 1, "an evaluation")  # type: ignore[misc]
+        assert watched.orders[-1].armed
+        assert not watched.verdicts[-1].stale
+        assert watched.verdicts[-1].since == began

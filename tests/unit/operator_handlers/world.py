@@ -6,14 +6,14 @@ import asyncio
 import gzip
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fairserve.config import SchedulerConfig
 from fairserve.difference import Difference
 from fairserve_operator.clients.kubernetes_client import Census, Written
-from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.clients.prometheus import Reading, Source
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -42,6 +42,7 @@ class FakeCluster:
         self.statuses: list[tuple[str, str, Mapping[str, Any]]] = []
         self.events: list[Mapping[str, Any]] = []
         self.broken: ApiServerError | None = None
+        self.issuer: tuple[str, bytes] | ApiServerError = ("", b"")
         self.calls = 0
         self.writes = 0  #: of Secrets, whatever came of them
         self.conflicts = 0  #: how many of the next Secret writes meet somebody else's
@@ -76,6 +77,12 @@ class FakeCluster:
             version, {**manifest, "metadata": {**manifest["metadata"], "resourceVersion": version}}
         )
 
+    async def issuer_keys(self) -> tuple[str, bytes]:
+        self._check()
+        if isinstance(self.issuer, ApiServerError):
+            raise self.issuer
+        return self.issuer
+
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         self._check()
         self.events.append(manifest)
@@ -103,6 +110,8 @@ class FakeSidecars:
         self.looks: list[str] = []
         self.orders: list[tuple[str, bool, float, str]] = []
         self.tokens: set[str] = set()
+        self.states: dict[str, dict[str, Any]] = {}
+        self.surveyed: list[str] = []
 
     async def put_config(
         self, port: ControlPort, document_gz: bytes
@@ -149,17 +158,53 @@ class FakeSidecars:
             return Unreachable("refused")
         return self.running.get(port.host, Running(0, ""))
 
+    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
+        self.surveyed.append(port.host)
+        return None if port.host in self.down else self.states.get(port.host, {})
+
 
 class FakeMetrics:
-    """A Prometheus whose every query gives `reading`."""
+    """A Prometheus whose every query gives `reading`, or what `readings` has for it.
+
+    `refused` are queries that it calls wrong, which spoils joint ones with them.
+    """
 
     def __init__(self) -> None:
         self.reading = Reading(0.0)
+        self.readings: dict[str, Reading] = {}
+        self.refused: set[str] = set()
         self.queries: list[tuple[str, str, float]] = []
+        self.connections: list[FakeConnection] = []
 
-    async def query(self, url: str, promql: str, timeout_s: float) -> Reading:
-        self.queries.append((url, promql, timeout_s))
-        return self.reading
+    def connect(self, source: Source) -> FakeConnection:
+        self.connections.append(FakeConnection(self, source))
+        return self.connections[-1]
+
+
+class FakeConnection:
+    def __init__(self, metrics: FakeMetrics, source: Source) -> None:
+        self.source = source
+        self.closed = False
+        self._metrics = metrics
+
+    async def query(self, promql: str, timeout_s: float) -> Reading:
+        assert not self.closed
+        self._metrics.queries.append((self.source.url, promql, timeout_s))
+        if promql in self._metrics.refused:
+            return Reading(None, "parse error", "refused")
+        return self._metrics.readings.get(promql, self._metrics.reading)
+
+    async def query_jointly(
+        self, promql: str, label: str, names: Sequence[str], timeout_s: float
+    ) -> Mapping[str, Reading] | None:
+        assert not self.closed
+        self._metrics.queries.append((self.source.url, promql, timeout_s))
+        if any(each in promql for each in self._metrics.refused):
+            return None
+        return {name: self._metrics.readings.get(name, self._metrics.reading) for name in names}
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class FakeWorld:

@@ -38,7 +38,7 @@ def test_arms_at_the_threshold_and_says_why() -> None:
     verdict = story.at(5, wait=3.0)
     assert (verdict.armed, verdict.changed, verdict.stale, verdict.since) == (True, True, False, 5)
     assert (verdict.reason, verdict.signal, verdict.value) == ("SignalAboveThreshold", "wait", 3.0)
-    assert verdict.message == "wait is 3 (up at 3, down below 1)"
+    assert verdict.message == "wait is 3 (threshold 3, clears below 1)"
     assert not story.at(10, wait=3.0).changed
 
 
@@ -95,6 +95,11 @@ def test_a_signal_that_comes_back_during_hold_down_is_no_transition() -> None:
 def test_any_signal_is_enough_and_all_must_clear() -> None:
     story = Story(replace(SETTINGS, signals=(WAIT, KV), hold_down_s=0.0))
     assert story.at(0, wait=0.0, kv=0.95).signal == "kv"
+    both = story.at(2, wait=4.0, kv=0.91)
+    assert (both.signal, both.value) == ("wait", 4.0)
+    assert both.message == (
+        "wait is 4 (threshold 3, clears below 1), kv is 0.91 (threshold 0.9, clears below 0.8)"
+    )
     assert story.at(5, wait=4.0, kv=0.1).signal == "wait"
     assert not story.at(10, wait=0.0, kv=0.1).armed
 

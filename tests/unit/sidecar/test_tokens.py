@@ -300,6 +300,18 @@ def test_service_account_is_its_namespaces_tenant():
     assert shown(table(cluster()), token(**elsewhere)).tenant == "a"
 
 
+def test_service_account_that_is_named_is_not_its_namespaces_tenant():
+    tenants = {"team-a": "a", "system:serviceaccount:team-a:app": "b"}
+    identities = table(cluster(tenants=tenants))
+    assert shown(identities, token(**SERVICE_ACCOUNT)).tenant == "b"
+    other = SERVICE_ACCOUNT | {"sub": "system:serviceaccount:team-a:other"}
+    assert shown(identities, token(**other)).tenant == "a"
+    # A claim of another issuer that looks like an account is no account.
+    stranger = issuer(tenants={"x": "a", "system:serviceaccount:team-a:app": "b"})
+    claims = {"org": {"team": "x"}, "sub": "system:serviceaccount:team-a:app"}
+    assert shown(table(stranger), token(**claims)).tenant == "a"
+
+
 def caller(identities: IdentityTable, *, trusted: bool = False, body_user: str = "", **headers: str):
     pairs = [(b"x-api-key", token(app="chat").encode())]
     pairs += [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
@@ -392,6 +404,7 @@ EC_PRIVATE = jwk("ec", EC_KEY)
         ({"algorithms": ["RS256"], "keys": [jwk("ec")]}, "none of the algorithms"),
         ({"leeway_s": -1}, "leeway_s"),
         ({"leeway_s": 3600}, "leeway_s"),
+        ({"keys": [{"kty": "EC", "kid": "k", "crv": ["P-256"]}]}, "'k' is for none of the algorithms"),
         ({"surprise": 1}, "surprise"),
         ({"tenant": "a"}, "exactly one"),
         ({"kubernetes": True}, "exactly one"),

@@ -46,6 +46,37 @@ def duration_s(text: str) -> float:
     return sum(int(count) * _UNITS_S[unit] for count, unit in _DURATION_PART.findall(text))
 
 
+_UNITS_BYTES = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+#: Kubernetes' notation of sizes, in those of its units that a queue is measured in.
+SIZE_PATTERN = r"^[1-9][0-9]{0,8}(Ki|Mi|Gi)$"
+
+
+def size_bytes(text: str) -> int:
+    """Bytes in a size such as 512Ki, 64Mi or 1Gi that its model has accepted."""
+    return int(text[:-2]) * _UNITS_BYTES[text[-2:]]
+
+
+def never_binds(small: InteractionLimit | None, large: InteractionLimit | None) -> bool:
+    """Whether the larger group's limit is reached first, always: one of the two is a mistake."""
+    return (
+        small is not None
+        and large is not None
+        and duration_s(small.window) == duration_s(large.window)
+        and small.count > large.count
+    )
+
+
+def binds_rule(small: str, large: str) -> tuple[str, str]:
+    """The same for two fields in CEL, with its message."""
+    return (
+        f"!has(self.{small}) || !has(self.{large}) "
+        f"|| duration(self.{small}.window) != duration(self.{large}.window) "
+        f"|| self.{small}.count <= self.{large}.count",
+        f"{small} must not allow more than {large} in the same window, where it could never apply",
+    )
+
+
 def _is_positive(text: str) -> str:
     if duration_s(text) <= 0:
         raise ValueError("must be longer than 0s")
@@ -61,6 +92,7 @@ def _is_not_tiny(weight: float) -> float:
 #: Keeps counters (cost divided by weight) far from what a float can hold.
 MIN_WEIGHT = 0.000001
 
+Size = Annotated[str, Field(pattern=SIZE_PATTERN, max_length=11)]
 DurationOrZero = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=24)]
 Duration = Annotated[
     str,
@@ -98,6 +130,15 @@ class InteractionLimit(Model):
         "it admits itself."
     )
     window: Duration = Field(description="Length of the sliding window, such as 60s, 10m or 1h30m.")
+
+
+class SecretKeyRef(Model):
+    """One entry of a Secret in the same namespace."""
+
+    name: Name = Field(description="Name of the Secret.")
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(
+        description="Key in the Secret's data. White space around its value doesn't count."
+    )
 
 
 class StatusCondition(Model):

@@ -9,19 +9,31 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from fairserve_operator.api.v1alpha1.fields import (
+    DURATION_PATTERN,
     CommonStatus,
+    Count,
     Duration,
     DurationOrZero,
     Flag,
     Model,
     Name,
+    SecretKeyRef,
+    Size,
     Weight,
     cel,
     duration_s,
 )
-from fairserve_operator.api.v1alpha1.tenant import Queue, TenantInteractionLimits
+from fairserve_operator.api.v1alpha1.tenant import CacheGroup, Queue, TenantInteractionLimits
 
-Builtin = Literal["QueueWait", "Saturation", "KVCacheUse", "EngineWaiting"]
+Builtin = Literal[
+    "QueueWait",
+    "Saturation",
+    "KVCacheUse",
+    "EngineWaiting",
+    "EngineQueueTime",
+    "Preemptions",
+    "TimeToFirstToken",
+]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
 Price = Annotated[float, Field(strict=True, gt=0, le=1_000_000, allow_inf_nan=False)]
 
@@ -29,8 +41,15 @@ _PORTS_DIFFER = "port and controlPort must differ"
 _FAIRSERVE_ONLY = "normalisation and continuationHeadStart apply to policy FairServe only"
 _BUILTIN_XOR_QUERY = "exactly one of builtin, query is allowed"
 _CLEAR_BELOW = "clearThreshold must be below threshold"
-_STALE_AFTER = "staleAfter must be longer than evaluationInterval"
-_REJECT_EXCLUDES = "mode Reject admits nobody, so weight, interactionLimits and queue must be unset"
+_NO_TEXT = "is a text in quotes, not PromQL that yields a number"
+_STALE_AFTER = "staleAfter must be at least twice evaluationInterval"
+_TOO_OFTEN = "must be at least 100ms"
+_ONE_WAY_TO_AUTHENTICATE = "exactly one of bearerToken, basic is allowed"
+_SKIP_XOR_CA = "insecureSkipVerify makes ca pointless; set one of them"
+_TLS_NEEDS_HTTPS = "tls needs a url that begins with https://"
+_REJECT_EXCLUDES = (
+    "mode Reject admits nobody, so weight, interactionLimits, queue and prefixCacheGroup must be unset"
+)
 
 
 def _is_network(block: str) -> str:
@@ -145,13 +164,99 @@ class Scheduler(
         return self
 
 
-class Prometheus(Model):
+class BearerToken(Model):
+    """A token in the header `Authorization: Bearer`."""
+
+    secret_ref: SecretKeyRef = Field(description="Where the token is.")
+
+
+class BasicAuth(Model):
+    """A user and a password."""
+
+    username: SecretKeyRef = Field(description="Where the user's name is.")
+    password: SecretKeyRef = Field(description="Where the password is.")
+
+
+class PrometheusAuth(
+    Model,
+    json_schema_extra=cel(("has(self.bearerToken) != has(self.basic)", _ONE_WAY_TO_AUTHENTICATE)),
+):
+    """How the operator shows Prometheus who it is. Exactly one of the fields is set."""
+
+    bearer_token: BearerToken | None = Field(None, description="By a token. Unset: by `basic`.")
+    basic: BasicAuth | None = Field(None, description="By a user and a password. Unset: by `bearerToken`.")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.bearer_token is None) == (self.basic is None):
+            raise ValueError(_ONE_WAY_TO_AUTHENTICATE)
+        return self
+
+
+class PrometheusTls(
+    Model,
+    json_schema_extra=cel(
+        (
+            "!has(self.ca) || !has(self.insecureSkipVerify) || !self.insecureSkipVerify",
+            _SKIP_XOR_CA,
+        )
+    ),
+):
+    """How the operator knows that it speaks to Prometheus."""
+
+    ca: SecretKeyRef | None = Field(
+        None,
+        description="Certificates in PEM; only what they have signed is believed. Unset: the certificate "
+        "authorities of the operator's image.",
+    )
+    insecure_skip_verify: Flag = Field(
+        False,
+        description="Believe any certificate. Who is in between can then read the credentials and decide "
+        "whether the pool is overloaded. Default: false.",
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.ca is not None and self.insecure_skip_verify:
+            raise ValueError(_SKIP_XOR_CA)
+        return self
+
+
+class Prometheus(
+    Model,
+    json_schema_extra=cel(("!has(self.tls) || self.url.startsWith('https://')", _TLS_NEEDS_HTTPS)),
+):
     """Where signals are read."""
 
     # A user and password before the host would be shown in status and logs.
     url: Annotated[str, Field(pattern=r"^https?://[!-.0-?A-~]+(/[!-~]*)?$", max_length=1024)] = Field(
-        description="Base URL of a Prometheus that scrapes the pool's pods, without user and password."
+        description="Base URL of a Prometheus that scrapes the pool's pods, without user and password. "
+        "Redirects are not followed."
     )
+    auth: PrometheusAuth | None = Field(
+        None,
+        description="Credentials, from Secrets of the pool's namespace. A changed Secret takes effect with "
+        "the next evaluation. Unset: none.",
+    )
+    tls: PrometheusTls | None = Field(
+        None, description="Whose certificate is believed. Unset: the defaults of its fields."
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.tls is not None and not self.url.startswith("https://"):
+            raise ValueError(_TLS_NEEDS_HTTPS)
+        return self
+
+
+def _is_no_text(query: str) -> str:
+    if re.match(_TEXT_LITERAL, query):
+        raise ValueError(_NO_TEXT)
+    return query
+
+
+#: PromQL has no other expressions that are texts than literals, and in answers texts look like numbers.
+_TEXT_LITERAL = r"[\s(]*[\x22\x27\x60]"
 
 
 class OverloadSignal(
@@ -170,10 +275,27 @@ class OverloadSignal(
         None,
         description="QueueWait: seconds that the longest waiting call of any pod has waited. Saturation: "
         "mean saturation of the pods, where 1 is full. KVCacheUse: mean use of the KV cache, 0 to 1. "
-        "EngineWaiting: calls waiting inside the engines, in sum; it stays low behind sidecars.",
+        "EngineWaiting: calls waiting inside the engines, in sum; it stays low behind sidecars. "
+        "EngineQueueTime: seconds that 95 % of the last minute's calls waited inside the engines at most. "
+        "Preemptions: preempted calls a second, in sum over the last minute. TimeToFirstToken: seconds from "
+        "an engine's taking a call to its first token, for 95 % of the last minute's calls. The last three "
+        "need two scrapes a minute.",
     )
-    query: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="PromQL that yields exactly one number which grows with load."
+    query: (
+        Annotated[
+            str,
+            Field(
+                min_length=1,
+                max_length=4096,
+                json_schema_extra=cel((f"!self.matches(r'^{_TEXT_LITERAL}')", _NO_TEXT)),
+            ),
+            AfterValidator(_is_no_text),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="PromQL that yields exactly one number which grows with load. No answer, several series, "
+        "NaN and infinity are no value: see `staleAfter`.",
     )
     threshold: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = Field(
         description="The signal is up when it has been at or above this for `for`. More than 0."
@@ -205,12 +327,22 @@ DEFAULT_SIGNALS = (
 )
 
 
+def _is_not_too_often(text: str) -> str:
+    if duration_s(text) < MIN_INTERVAL_S:
+        raise ValueError(_TOO_OFTEN)
+    return text
+
+
+#: An evaluation costs a few milliseconds of the operator, and scrapes are seconds apart.
+MIN_INTERVAL_S = 0.1
+
+
 class Overload(
     Model,
     json_schema_extra=cel(
         (
-            "duration(has(self.staleAfter) ? self.staleAfter : '30s') > "
-            "duration(has(self.evaluationInterval) ? self.evaluationInterval : '5s')",
+            "duration(has(self.staleAfter) ? self.staleAfter : '30s') >= "
+            + " + ".join(["duration(has(self.evaluationInterval) ? self.evaluationInterval : '5s')"] * 2),
             _STALE_AFTER,
         )
     ),
@@ -237,11 +369,19 @@ class Overload(
         description="The pool is overloaded while any of these is up. Default: QueueWait 5 (clear 1), "
         "Saturation 1 (clear 0.8) and KVCacheUse 0.95 (clear 0.8), each for 10s.",
     )
-    evaluation_interval: Duration = Field("5s", description="Time between two evaluations. Default: 5s.")
+    evaluation_interval: Annotated[
+        str,
+        Field(
+            pattern=DURATION_PATTERN,
+            max_length=24,
+            json_schema_extra=cel(("duration(self) >= duration('100ms')", _TOO_OFTEN)),
+        ),
+        AfterValidator(_is_not_too_often),
+    ] = Field("5s", description="Time between two evaluations, at least 100ms. Default: 5s.")
     stale_after: Duration = Field(
         "30s",
         description="A signal without a value for this long is ignored; when all are, `onStale` decides. "
-        "Also how long a sidecar believes the operator's last word. Longer than `evaluationInterval`. "
+        "Also how long a sidecar believes the operator's last word. At least twice `evaluationInterval`. "
         "Default: 30s.",
     )
     on_stale: Literal["Hold", "Arm", "Disarm"] = Field(
@@ -255,12 +395,13 @@ class Overload(
     )
     arm_locally: Flag = Field(
         False,
-        description="Whether a pod whose own saturation is 1 or more refuses by itself. Default: false.",
+        description="Whether a pod refuses by itself, whatever the operator says or does not say, from a "
+        "saturation of its own of 1 on until it has been below 0.8 for `holdDown`. Default: false.",
     )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if duration_s(self.stale_after) <= duration_s(self.evaluation_interval):
+        if duration_s(self.stale_after) < 2 * duration_s(self.evaluation_interval):
             raise ValueError(_STALE_AFTER)
         seen: set[str] = set()
         for signal in self.signals:
@@ -284,7 +425,8 @@ class DefaultTenant(
     json_schema_extra=cel(
         (
             "self.mode != 'Reject' || "
-            "(!has(self.weight) && !has(self.interactionLimits) && !has(self.queue))",
+            "(!has(self.weight) && !has(self.interactionLimits) && !has(self.queue) "
+            "&& !has(self.prefixCacheGroup))",
             _REJECT_EXCLUDES,
         )
     ),
@@ -299,13 +441,28 @@ class DefaultTenant(
         None, description="As of a Tenant. Unset: no limit."
     )
     queue: Queue | None = Field(None, description="As of a Tenant. Unset: the defaults of its fields.")
+    prefix_cache_group: CacheGroup | None = Field(None, description="As of a Tenant. Unset: as there.")
 
     @model_validator(mode="after")
     def _reject_has_no_settings(self) -> Self:
-        settings = (self.weight, self.interaction_limits, self.queue)
+        settings = (self.weight, self.interaction_limits, self.queue, self.prefix_cache_group)
         if self.mode == "Reject" and any(value is not None for value in settings):
             raise ValueError(_REJECT_EXCLUDES)
         return self
+
+
+class PoolQueue(Model):
+    """How much may wait in each pod, of all tenants together."""
+
+    max_requests: Count | None = Field(
+        None,
+        description="Most calls that wait at one time. What overflows is refused, of those tenants first "
+        "that have most waiting for their weight. Default: 1000000.",
+    )
+    max_bytes: Size | None = Field(
+        None,
+        description="Most that the bodies of waiting calls hold, such as 64Mi or 1Gi. Default: 8Gi.",
+    )
 
 
 class ServingPoolSpec(Model):
@@ -331,6 +488,22 @@ class ServingPoolSpec(Model):
     )
     default_tenant: DefaultTenant | None = Field(
         None, description="What becomes of callers that no Tenant claims. Unset: they get 401."
+    )
+    queue: PoolQueue = Field(
+        PoolQueue(),
+        description="How much may wait in each pod, of all tenants together. Unset: the defaults of its "
+        "fields.",
+    )
+    service_account_audience: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        "fairserve",
+        description="The audience of the ServiceAccount tokens by which callers show who they are, so that "
+        "a token for the API server is worth nothing here and the other way round. Default: fairserve.",
+    )
+    hop_tokens: Annotated[tuple[SecretKeyRef, ...], Field(max_length=8)] = Field(
+        (),
+        description="Tokens by which a proxy at any address is believed, in the header "
+        "`x-fairserve-hop-token`; several, to change one for the other. Only their salted hashes leave the "
+        "operator. Unset: only `trustedProxies` are believed.",
     )
     trusted_proxies: Annotated[
         tuple[
@@ -394,3 +567,8 @@ class ServingPoolStatus(CommonStatus):
     programmed: str | None = Field(None, description="`pods.programmed` of `pods.total`: `2/3`.")
     pods: Pods | None = Field(None, description="How far the configuration has come.")
     overload: OverloadStatus | None = Field(None, description="The overload state.")
+    window: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Calls that the engines of all pods together may hold. Looked at about each 30s and "
+        "shown anew when it has moved by a tenth.",
+    )

@@ -13,8 +13,13 @@ from fairserve_operator.api.v1alpha1.fields import (
     InteractionLimit,
     Model,
     Name,
+    SecretKeyRef,
+    Size,
     Weight,
+    binds_rule,
     cel,
+    never_binds,
+    size_bytes,
 )
 
 #: Headers that already mean something else on the way to the engine.
@@ -34,16 +39,22 @@ RESERVED_HEADERS = (
 RESERVED_HEADER_PREFIX = "x-fairserve-"
 
 _HEADER_MESSAGE = "is a header with a meaning of its own; choose another"
-_ONE_KIND = "exactly one of apiKey, header is allowed"
+_KINDS = ("apiKey", "header", "jwt", "serviceAccount")
+_ONE_KIND = f"exactly one of {', '.join(_KINDS)} is allowed"
+_ONE_SOURCE = "exactly one of jwksUri, jwksSecretRef is allowed"
+_CLAIM_AND_VALUE = "claim and value go together"
+_USER_BELOW_TENANT = binds_rule("perUser", "total")
+_USER_REQUESTS = "maxRequestsPerUser must not exceed maxRequests"
+_USER_BYTES = "maxBytesPerUser must not exceed maxBytes"
 
 
-class SecretKeyRef(Model):
-    """One entry of a Secret in the same namespace."""
+#: Where `maxRequests` and `maxBytes` are unset.
+DEFAULT_MAX_REQUESTS = 10_000
+DEFAULT_MAX_BYTES = "1Gi"
 
-    name: Name = Field(description="Name of the Secret.")
-    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)] = Field(
-        description="Key in the Secret's data. Its value without surrounding white space is the API key."
-    )
+Namespace = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+#: A word of the users' own; it is no secret.
+CacheGroup = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?$", max_length=63)]
 
 
 class ApiKey(Model):
@@ -89,8 +100,85 @@ class HeaderIdentity(Model):
         return self
 
 
+ClaimPath = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=128)], ...],
+    Field(min_length=1, max_length=8),
+]
+
+
+class JwtIdentity(
+    Model,
+    json_schema_extra=cel(
+        ("has(self.jwksUri) != has(self.jwksSecretRef)", _ONE_SOURCE),
+        ("has(self.claim) == has(self.value)", _CLAIM_AND_VALUE),
+    ),
+):
+    """Callers with a JSON Web Token of this issuer are the tenant."""
+
+    issuer: Annotated[str, Field(pattern=r"^[!-~]+$", max_length=512)] = Field(
+        description="The token's `iss`, exactly. All Tenants of the namespace that name an issuer agree on "
+        "everything but `value`: the oldest of them decides, and who differs is told."
+    )
+    jwks_uri: Annotated[str, Field(pattern=r"^https?://[!-.0-?A-~]+(/[!-~]*)?$", max_length=1024)] | None = (
+        Field(
+            None,
+            description="Where the issuer publishes its public keys. The operator fetches them every 5 "
+            "minutes and keeps the last ones while that fails; sidecars fetch nothing. No user and password "
+            "in it, no redirects, at most 256 KiB. http:// only where the operator is started with "
+            "`--allow-http-jwks`. Unset: `jwksSecretRef` has them.",
+        )
+    )
+    jwks_secret_ref: SecretKeyRef | None = Field(
+        None,
+        description="An entry of a Secret that holds the issuer's JWKS as JSON, public keys only. "
+        "Unset: they are at `jwksUri`.",
+    )
+    audience: Annotated[str, Field(min_length=1, max_length=512)] = Field(
+        description="Must be in the token's `aud`."
+    )
+    claim: ClaimPath | None = Field(
+        None,
+        description="Which claim tells whose a token is: names from the top of the token down to a string, "
+        "such as [org, team]. Unset: all tokens of the issuer are this tenant's.",
+    )
+    value: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
+        None,
+        description="The claim's exact value in this tenant's tokens. Unset: as `claim`, and only with it.",
+    )
+    user_claim: ClaimPath | None = Field(
+        None, description="Which claim names the user, who can't choose another name then. Default: [sub]."
+    )
+    application_claim: ClaimPath | None = Field(
+        None,
+        description="Which claim names the Application, as a key's `application` does. Unset: callers name "
+        "it by the header `x-fairserve-application`.",
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if (self.jwks_uri is None) == (self.jwks_secret_ref is None):
+            raise ValueError(_ONE_SOURCE)
+        if (self.claim is None) != (self.value is None):
+            raise ValueError(_CLAIM_AND_VALUE)
+        return self
+
+
+class ServiceAccountIdentity(Model):
+    """Callers with the token of a ServiceAccount of this cluster are the tenant."""
+
+    namespace: Namespace = Field(description="The ServiceAccount's namespace.")
+    name: Name | None = Field(
+        None,
+        description="The ServiceAccount. Where another Tenant has the whole namespace, this one has the "
+        "account. Unset: every ServiceAccount of the namespace.",
+    )
+
+
 class Identity(
-    Model, json_schema_extra=cel(("[has(self.apiKey), has(self.header)].filter(x, x).size() == 1", _ONE_KIND))
+    Model,
+    json_schema_extra=cel(
+        (f"[{', '.join(f'has(self.{kind})' for kind in _KINDS)}].filter(x, x).size() == 1", _ONE_KIND)
+    ),
 ):
     """One way to recognise the tenant's callers. Exactly one of the fields is set."""
 
@@ -103,14 +191,24 @@ class Identity(
         "`trustedProxies`; from anybody else it is ignored and removed.",
     )
 
+    jwt: JwtIdentity | None = Field(
+        None, description="A signed token of an identity provider, sent as `Authorization: Bearer TOKEN`."
+    )
+    service_account: ServiceAccountIdentity | None = Field(
+        None,
+        description="A ServiceAccount of this cluster, by a token for the ServingPool's "
+        "`serviceAccountAudience`, sent as `Authorization: Bearer TOKEN`. The account is the user.",
+    )
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.api_key is None) == (self.header is None):
+        kinds = (self.api_key, self.header, self.jwt, self.service_account)
+        if sum(kind is not None for kind in kinds) != 1:
             raise ValueError(_ONE_KIND)
         return self
 
 
-class TenantInteractionLimits(Model):
+class TenantInteractionLimits(Model, json_schema_extra=cel(_USER_BELOW_TENANT)):
     """Limits on beginning interactions. They apply only while the pool is overloaded."""
 
     per_user: InteractionLimit | None = Field(
@@ -118,8 +216,28 @@ class TenantInteractionLimits(Model):
     )
     total: InteractionLimit | None = Field(None, description="For the whole tenant. Unset: no limit.")
 
+    @model_validator(mode="after")
+    def _each_can_apply(self) -> Self:
+        if never_binds(self.per_user, self.total):
+            raise ValueError(_USER_BELOW_TENANT[1])
+        return self
 
-class Queue(Model):
+
+class Queue(
+    Model,
+    json_schema_extra=cel(
+        (
+            "!has(self.maxRequestsPerUser) || "
+            "self.maxRequestsPerUser <= (has(self.maxRequests) ? self.maxRequests : 10000)",
+            _USER_REQUESTS,
+        ),
+        (
+            "!has(self.maxBytesPerUser) || quantity(self.maxBytesPerUser)"
+            ".compareTo(quantity(has(self.maxBytes) ? self.maxBytes : '1Gi')) <= 0",
+            _USER_BYTES,
+        ),
+    ),
+):
     """How much the tenant may have waiting, in each pod."""
 
     max_requests: Count | None = Field(
@@ -129,6 +247,27 @@ class Queue(Model):
     max_wait: Duration | None = Field(
         None, description="A call that has waited this long is refused. Default: 10m."
     )
+    max_bytes: Size | None = Field(
+        None,
+        description="Most that the bodies of its waiting calls hold, such as 512Ki, 64Mi or 1Gi. "
+        "Default: 1Gi.",
+    )
+    max_requests_per_user: Count | None = Field(
+        None, description="As `maxRequests`, for each of its users. Unset: only `maxRequests` bounds them."
+    )
+    max_bytes_per_user: Size | None = Field(
+        None, description="As `maxBytes`, for each of its users. Unset: only `maxBytes` bounds them."
+    )
+
+    @model_validator(mode="after")
+    def _users_fit(self) -> Self:
+        most = DEFAULT_MAX_REQUESTS if self.max_requests is None else self.max_requests
+        if self.max_requests_per_user is not None and self.max_requests_per_user > most:
+            raise ValueError(_USER_REQUESTS)
+        most_bytes = size_bytes(self.max_bytes or DEFAULT_MAX_BYTES)
+        if self.max_bytes_per_user is not None and size_bytes(self.max_bytes_per_user) > most_bytes:
+            raise ValueError(_USER_BYTES)
+        return self
 
 
 class TenantSpec(Model):
@@ -150,6 +289,27 @@ class TenantSpec(Model):
         "Without overload nobody is refused, and an interaction that has begun is never cut.",
     )
     queue: Queue | None = Field(None, description="Bounds of the queue. Unset: the defaults of its fields.")
+    prefix_cache_group: CacheGroup | None = Field(
+        None,
+        description="Only Tenants of the same group share cached prefixes in vLLM, so that nobody else "
+        "learns from the time of an answer what they asked. Unset: it shares with all without a group.",
+    )
+
+
+Percent = Annotated[int, Field(ge=0, le=100)]
+
+
+class Share(Model):
+    """A part of the service of all pools of the namespace, in whole percents."""
+
+    configured_percent: Percent | None = Field(
+        None, description="Its weight in all weights: its part while everybody has work waiting."
+    )
+    achieved_percent: Percent | None = Field(
+        None,
+        description="Its part of the service of the last five minutes. Shown anew when it has moved by two "
+        "points. Unset: nobody had any.",
+    )
 
 
 class TenantStatus(CommonStatus):
@@ -159,4 +319,17 @@ class TenantStatus(CommonStatus):
     programmed: str | None = Field(
         None,
         description="How many pods, of all pools of the namespace, have acknowledged this generation: `2/3`.",
+    )
+    share: Share | None = Field(
+        None, description="Its part of the service. Looked at about each 30s, as are the fields below."
+    )
+    refused_interactions_last_hour: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Interactions that a limit refused in the last hour, to two digits: 1234 is 1200. "
+        "Those of pods that are gone are not in it.",
+    )
+    active_users: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Users seen in the last ten minutes, to two digits. One who was seen by two pods counts "
+        "twice.",
     )
