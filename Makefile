@@ -58,9 +58,9 @@ bench-core: $(STAMP) $(COMPILED) ## Speed and memory of the scheduling core, com
 	$(BIN)/python -m bench.core --compiled $(COMPILED)
 
 .PHONY: bench-sidecar
-bench-sidecar: $(STAMP) $(COMPILED) $(PEERS) $(if $(LITELLM),$(LITELLM_PEER)) ## The sidecar beside vllm-router before one dummy engine: build/bench/sidecar.json; LITELLM=1 adds LiteLLM.
+bench-sidecar: $(STAMP) $(COMPILED) $(PEERS) $(if $(LITELLM),$(LITELLM_PEER)) ## The sidecar beside vllm-router before one dummy engine: build/bench/sidecar.json; LITELLM=1 adds LiteLLM; SIDECAR_PYTHON=PATH runs the sidecar on a Python that is built as the image's is.
 	$(BIN)/python -m bench.sidecar --compiled $(COMPILED) --router $(PEERS)/bin/vllm-router \
-		$(if $(LITELLM),--litellm $(LITELLM_PEER)/bin/litellm)
+		$(if $(SIDECAR_PYTHON),--python $(SIDECAR_PYTHON)) $(if $(LITELLM),--litellm $(LITELLM_PEER)/bin/litellm)
 
 .PHONY: bench-engine
 bench-engine: $(STAMP) $(COMPILED) ## The sidecar before a real vLLM on the CPU, and that vLLM alone: build/bench/engine.json.

@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -75,17 +76,22 @@ def sidecar(
     core: int,
     compiled: Path | None,
     options: Sequence[str] = (),
+    python: Path | None = None,
 ) -> Iterator[int]:
-    """The sidecar on one core, before the engine of a port; its process id."""
+    """The sidecar on one core, before the engine of a port, on this Python or `python`; its process id."""
     config, token = folder / "config.json", folder / "token"
     config.write_bytes(configuration())
     token.write_text(_CONTROL_TOKEN, encoding="ascii")
     command = [
-        *(sys.executable, "-m", "fairserve.cli", "sidecar", "--engine", f"http://127.0.0.1:{engine}"),
+        *(str(python or sys.executable), "-m", "fairserve.cli", "sidecar"),
+        *("--engine", f"http://127.0.0.1:{engine}"),
         *("--listen", f"127.0.0.1:{port}", "--control", f"127.0.0.1:{control}"),
         *("--config", str(config), "--control-token-file", str(token), *options),
     ]
-    environment = {} if compiled is None else {"PYTHONPATH": str(compiled.resolve())}
+    folders = [] if compiled is None else [str(compiled.resolve())]
+    if python is not None:  # it has none of our packages
+        folders += [str(ROOT / "serving"), sysconfig.get_path("purelib")]
+    environment = {"PYTHONPATH": os.pathsep.join(folders)} if folders else {}
     with started(command, core, environment) as pid:
         yield pid
 

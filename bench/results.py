@@ -76,8 +76,10 @@ def half_quartiles(samples: Sequence[float]) -> float | None:
     return (high - low) / 2
 
 
-def publish(name: str, seed: object, figures: Sequence[Figure]) -> None:
-    """Show the figures, write the document and print it as the last line."""
+def publish(name: str, seed: object, figures: Sequence[Figure], python: str | None = None) -> None:
+    """Show the figures, write the document and print it as the last line. `python`: the version that ran what
+    was measured, if not this one.
+    """
     for one in figures:
         spread = f" ± {one.spread:g}" if one.spread is not None else ""
         judged = {True: "met", False: "NOT MET", None: ""}[one.met]
@@ -85,7 +87,7 @@ def publish(name: str, seed: object, figures: Sequence[Figure]) -> None:
     document = {
         "name": name,
         "commit": _commit(),
-        "machine": machine(),
+        "machine": machine(python),
         "seed": seed,
         "figures": [asdict(one) for one in figures],
     }
@@ -122,9 +124,16 @@ def _section(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def machine() -> str:
+def machine(python: str | None = None) -> str:
     """Processor, cores, system and Python."""
-    return f"{_processor()}, {_cores()} cores, {platform.system()}, Python {platform.python_version()}"
+    version = python or platform.python_version()
+    return f"{_processor()}, {_cores()} cores, {platform.system()}, Python {version}"
+
+
+def version_of(python: Path) -> str:
+    """An interpreter's version. Raises CalledProcessError for one that doesn't run."""
+    command = [str(python), "-c", "import platform; print(platform.python_version())"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _shown(value: float | None) -> str:

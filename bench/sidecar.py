@@ -34,7 +34,17 @@ import uvloop
 from bench.clients import CHAT, Caller, Leaving, Repeating, Stalled, Streaming, request
 from bench.dummy_engine import CHUNK, SLOTS
 from bench.processes import TENANTS, answering, cpu_s, dummy_engine, memory_mib, sidecar, started
-from bench.results import Figure, Goal, at_least, at_most, exactly, figure, half_quartiles, publish
+from bench.results import (
+    Figure,
+    Goal,
+    at_least,
+    at_most,
+    exactly,
+    figure,
+    half_quartiles,
+    publish,
+    version_of,
+)
 
 #: Not a path of vLLM's: the sidecar forwards it and does nothing else.
 FORWARDED = b"/do-nothing"
@@ -312,6 +322,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of one measurement (default 2)")
     parser.add_argument("--compiled", type=Path, help="folder with a compiled core (make compiled)")
+    parser.add_argument("--python", type=Path, help="runs the sidecar, with this one's packages")
     parser.add_argument("--router", type=Path, help="an installed vllm-router to compare with")
     parser.add_argument("--litellm", type=Path, help="an installed litellm to show beside them")
     options = parser.parse_args()
@@ -331,6 +342,7 @@ def main() -> None:
                 control=control,
                 core=cores[0],
                 compiled=options.compiled,
+                python=options.python,
                 options=("--max-window", "4096"),
             )
         )
@@ -346,6 +358,7 @@ def main() -> None:
                 control=narrow_control,
                 core=cores[0],
                 compiled=options.compiled,
+                python=options.python,
                 options=("--max-window", str(SLOTS)),
             )
         )
@@ -362,7 +375,7 @@ def main() -> None:
             pid = stack.enter_context(litellm(options.litellm, Path(folder), engine, 18105, cores[0]))
             peers.append(Peer("LiteLLM", 18105, pid, rewrites=True))
         figures = uvloop.run(run(peers, queueing, options.rounds, options.seconds))
-    publish("sidecar", None, figures)
+    publish("sidecar", None, figures, options.python and version_of(options.python))
 
 
 async def run(peers: list[Peer], queueing: list[Peer], rounds: int, seconds: float) -> list[Figure]:

@@ -232,7 +232,7 @@ def test_kubectl_explain_reads_well(with_crds: ControlPlane) -> None:
 @pytest.mark.parametrize(
     ("name", "columns"),
     [
-        ("fst", ["NAME", "WEIGHT", "PROGRAMMED", "READY", "AGE"]),
+        ("fst", ["NAME", "WEIGHT", "PROGRAMMED", "SHARE", "REFUSED", "READY", "AGE"]),
         ("fsapp", ["NAME", "PROFILE", "READY", "AGE"]),
         ("fspool", ["NAME", "PODS", "POLICY", "OVERLOADED", "AGE"]),
     ],
