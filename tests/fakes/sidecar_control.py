@@ -20,6 +20,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from fairserve.config import SchedulerConfig
+from fairserve.difference import MEDIA_TYPE, Difference, WrongBaseError, apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +164,17 @@ class SidecarControl:
         if self.refuse is not None:
             return web.json_response({"error": self.refuse}, status=422)
         body = await request.read()  # aiohttp's server inflates Content-Encoding: gzip by itself.
+        plain = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+        current = {"generation": self._generation, "hash": self._hash}
         try:
-            config = SchedulerConfig.from_bytes(gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body)
+            if request.content_type == MEDIA_TYPE:
+                config = self._changed(Difference.from_bytes(plain))
+            else:
+                config = SchedulerConfig.from_bytes(plain)
+        except WrongBaseError as problem:
+            return web.json_response({"error": str(problem), **current}, status=409)
         except ValidationError as problem:
             return web.json_response({"error": str(problem)}, status=422)
-        current = {"generation": self._generation, "hash": self._hash}
         if config.generation < self._generation or (
             config.generation == self._generation and config.content_hash != self._hash
         ):
@@ -175,6 +182,14 @@ class SidecarControl:
         self._generation, self._hash = config.generation, config.content_hash
         self.configs.append(Told(time.monotonic(), config))
         return web.json_response({"generation": self._generation, "hash": self._hash})
+
+    def _changed(self, change: Difference) -> SchedulerConfig:
+        """What the difference makes of what runs. Raises WrongBaseError."""
+        if not self.configs or self._hash != self.config.content_hash:
+            raise WrongBaseError("another document runs")
+        if (change.generation, change.hash) == (self._generation, self._hash):
+            return self.config
+        return apply(change, self.config)
 
     async def _put_overload(self, request: web.Request) -> web.Response:
         body = await request.json()

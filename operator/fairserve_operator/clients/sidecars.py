@@ -14,6 +14,8 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from fairserve.difference import MEDIA_TYPE
+
 #: A sidecar answers from memory; what takes longer is better tried again later.
 _CONNECT_TIMEOUT_S = 1.0
 _TIMEOUT_S: Final = 5.0
@@ -21,6 +23,7 @@ _TIMEOUT_S: Final = 5.0
 _MAX_WORDS = 300
 #: As much of a reason as a sidecar keeps.
 _MAX_REASON = 1024
+_GZIP: Final = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,17 @@ class SidecarClient:
         """Give the sidecar a document, gzipped JSON."""
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         return _configuration(await self._call("PUT", port, "/config", data=document_gz, headers=headers))
+
+    async def put_difference(
+        self, port: ControlPort, difference: bytes
+    ) -> Running | Newer | Rejected | Unreachable:
+        """Give the sidecar what changes in its document, gzipped or not. Newer: it runs another base, or a
+        document that is as new.
+        """
+        headers = {"Content-Type": MEDIA_TYPE}
+        if difference.startswith(_GZIP):
+            headers["Content-Encoding"] = "gzip"
+        return _configuration(await self._call("PUT", port, "/config", data=difference, headers=headers))
 
     async def put_overload(
         self, port: ControlPort, armed: bool, lease_s: float, reason: str

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 from fairserve.config import ApiKeyConfig, HeaderIdentityConfig
 from fairserve_operator.api.v1alpha1 import (
@@ -22,7 +23,14 @@ from fairserve_operator.api.v1alpha1 import (
 )
 from fairserve_operator.decide.issuers import CLUSTER_TERMS, Issuer, Terms, account_value, jwt_terms
 from fairserve_operator.decide.jwks import CLUSTER, PENDING, Keys, KeysProblem
-from fairserve_operator.decide.resources import APPLICATION, ObjectKey, Resource, SecretProblem, SecretRef
+from fairserve_operator.decide.resources import (
+    APPLICATION,
+    ObjectKey,
+    Resource,
+    SecretProblem,
+    SecretRef,
+    remembered,
+)
 
 DUPLICATE = "DuplicateIdentity"
 ISSUER = "IssuerConflict"
@@ -51,8 +59,7 @@ class Claims:
     notes: dict[ObjectKey, list[Problem]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Holder:
+class _Holder(NamedTuple):
     tenant: ObjectKey
     path: str
 
@@ -108,7 +115,8 @@ def _claim_key(
     elif not isinstance(digest, SecretProblem) and _holds(
         claims, holders, digest, tenant.key, path, "API key"
     ):
-        config = ApiKeyConfig(digest=digest, tenant=tenant.key.name, application=key.application)
+        made = partial(ApiKeyConfig, digest=digest, tenant=tenant.key.name, application=key.application)
+        config = remembered(tenant, ("apiKey", digest, key.application), made)
         claims.api_keys.setdefault(tenant.key, []).append(config)
 
 
@@ -117,7 +125,8 @@ def _claim_header(
 ) -> None:
     name = header.name.lower()
     if _holds(claims, holders, f"{name}: {header.value}", tenant.key, path, "header"):
-        config = HeaderIdentityConfig(name=name, value=header.value, tenant=tenant.key.name)
+        made = partial(HeaderIdentityConfig, name=name, value=header.value, tenant=tenant.key.name)
+        config = remembered(tenant, ("header", name, header.value), made)
         claims.headers.setdefault(tenant.key, []).append(config)
 
 
@@ -125,8 +134,9 @@ def _holds(
     claims: Claims, holders: dict[str, _Holder], claim: str, tenant: ObjectKey, path: str, what: str
 ) -> bool:
     """Whether the tenant is the first to claim it. If not, both are told."""
-    holder = holders.setdefault(claim, _Holder(tenant, path))
-    if holder == _Holder(tenant, path):
+    mine = _Holder(tenant, path)
+    holder = holders.setdefault(claim, mine)
+    if holder is mine:
         return True
     if holder.tenant == tenant:
         message = f"{path}: the same {what} as {holder.path}"

@@ -10,8 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from fairserve.config import ApplicationConfig, SchedulerConfig, TenantConfig, canonical_json
+from fairserve.config import (
+    ApiKeyConfig,
+    ApplicationConfig,
+    HeaderIdentityConfig,
+    SchedulerConfig,
+    TenantConfig,
+    canonical_json,
+)
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
 from fairserve_operator.decide.claims import (
     Claims,
@@ -25,7 +33,7 @@ from fairserve_operator.decide.claims import (
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
+from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
 from fairserve_operator.decide.signals import OverloadPlan, overload_plan, prometheus_refs
@@ -73,17 +81,24 @@ def needs(tenants: Iterable[Resource], pools: Iterable[Resource]) -> Needs:
     secrets: set[SecretRef] = set()
     keys: set[KeySource] = set()
     for tenant in tenants:
-        spec = parse(tenant, TenantSpec).spec
-        if spec is not None:
-            api_keys = (identity.api_key for identity in spec.identity)
-            secrets.update(secret_ref(tenant, key.secret_ref) for key in api_keys if key is not None)
-            keys.update(sources(tenant, spec))
+        refs, key_sources = remembered(tenant, "needs", partial(_tenant_needs, tenant))
+        secrets.update(refs)
+        keys.update(key_sources)
     for pool in pools:
         its = parse(pool, ServingPoolSpec).spec
         if its is not None:
             secrets.update(secret_ref(pool, ref) for ref in its.hop_tokens)
             secrets.update(prometheus_refs(pool.key.namespace, its).values())
     return Needs(frozenset(secrets), frozenset(keys))
+
+
+def _tenant_needs(tenant: Resource) -> tuple[tuple[SecretRef, ...], tuple[KeySource, ...]]:
+    spec = parse(tenant, TenantSpec).spec
+    if spec is None:
+        return (), ()
+    api_keys = (identity.api_key for identity in spec.identity)
+    refs = tuple(secret_ref(tenant, key.secret_ref) for key in api_keys if key is not None)
+    return refs, tuple(sources(tenant, spec))
 
 
 def compile_pool(
@@ -115,10 +130,16 @@ def compile_pool(
     if spec is None or pool.key in conflicts.lost:
         return Compiled(None, None, None, conditions, observed, {})
     tenant_configs = {
-        p.resource.key: tenant_config(p.resource.key.name, p.spec, salt) for p in namespace.tenants if p.spec
+        p.resource.key: remembered(
+            p.resource, ("config", salt), partial(tenant_config, p.resource.key.name, p.spec, salt)
+        )
+        for p in namespace.tenants
+        if p.spec
     }
     app_configs = {
-        p.resource.key: application_config(p.resource.key.name, p.spec)
+        p.resource.key: remembered(
+            p.resource, "config", partial(application_config, p.resource.key.name, p.spec)
+        )
         for p in namespace.applications
         if p.spec
     }
@@ -135,10 +156,21 @@ def compile_pool(
         observed=observed,
         parts={
             **{
-                key: _tenant_part(key, config, claims, token_parts.get(key.name, ()))
-                for key, config in tenant_configs.items()
+                p.resource.key: _tenant_part(
+                    p.resource,
+                    salt,
+                    tenant_configs[p.resource.key],
+                    claims,
+                    token_parts.get(p.resource.key.name, ()),
+                )
+                for p in namespace.tenants
+                if p.spec
             },
-            **{key: _part(config) for key, config in app_configs.items()},
+            **{
+                p.resource.key: remembered(p.resource, "part", partial(_part, app_configs[p.resource.key]))
+                for p in namespace.applications
+                if p.spec
+            },
         },
     )
 
@@ -181,7 +213,7 @@ def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condit
 
 def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
     key, generation = tenant.resource.key, tenant.resource.generation
-    accepted, resolved = _own_conditions(tenant)
+    own = accepted, resolved = _own_conditions(tenant)
     if problems := claims.problems.get(key):
         message = joined([problem.message for problem in problems])
         resolved = Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
@@ -191,7 +223,7 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
     if conflicts := claims.conflicts.get(key):
         messages = [conflict.message for conflict in conflicts]
         return accepted, resolved, _conflicted(first_reason(conflicts), messages, generation)
-    return accepted, resolved
+    return (accepted, resolved) if resolved is not own[1] else own
 
 
 def _pool_conditions(
@@ -229,7 +261,16 @@ def _prometheus_problems(pool: Parsed[ServingPoolSpec], digests: Digests) -> lis
 def _own_conditions(
     parsed: Parsed[TenantSpec] | Parsed[ApplicationSpec] | Parsed[ServingPoolSpec], reason: str = "Invalid"
 ) -> tuple[Condition, Condition]:
-    """Accepted and ResolvedRefs of an object by itself."""
+    """Accepted and ResolvedRefs of an object by itself. They are the same objects every time, which shows
+    cheaply that nothing is new.
+    """
+    made = partial(_fresh_conditions, parsed, reason)
+    return remembered(parsed.resource, ("conditions", parsed.error, reason), made)
+
+
+def _fresh_conditions(
+    parsed: Parsed[TenantSpec] | Parsed[ApplicationSpec] | Parsed[ServingPoolSpec], reason: str
+) -> tuple[Condition, Condition]:
     generation = parsed.resource.generation
     if parsed.spec is None:
         return (
@@ -251,12 +292,24 @@ def _part(*documents: TenantConfig | ApplicationConfig) -> str:
 
 
 def _tenant_part(
-    key: ObjectKey, config: TenantConfig, claims: Claims, tokens: Iterable[tuple[str, str]]
+    tenant: Resource,
+    salt: str,
+    config: TenantConfig,
+    claims: Claims,
+    tokens: Iterable[tuple[str, str]],
 ) -> str:
-    identities = [*claims.api_keys.get(key, ()), *claims.headers.get(key, ())]
-    content = [
-        config.model_dump(mode="json"),
-        *sorted(i.model_dump_json() for i in identities),
-        *sorted(tokens),
-    ]
+    key, place = tenant.key, ("part", salt)
+    content = config, (*claims.api_keys.get(key, ()), *claims.headers.get(key, ())), tuple(sorted(tokens))
+    known: tuple[object, str] | None = tenant.memo.get(place)
+    if known is None or known[0] != content:
+        known = tenant.memo[place] = content, _fresh_part(*content)
+    return known[1]
+
+
+def _fresh_part(
+    config: TenantConfig,
+    identities: tuple[ApiKeyConfig | HeaderIdentityConfig, ...],
+    tokens: tuple[tuple[str, str], ...],
+) -> str:
+    content = [config.model_dump(mode="json"), *sorted(i.model_dump_json() for i in identities), *tokens]
     return hashlib.sha256(canonical_json(content)).hexdigest()

@@ -5,19 +5,23 @@ These are the inputs of every decision: raw specs with just enough metadata to o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+Made = TypeVar("Made")
 
 TENANT = "Tenant"
 APPLICATION = "Application"
 SERVING_POOL = "ServingPool"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectKey:
-    """Which object: unique at one time, reused after deletion (the uid is not)."""
+class ObjectKey(NamedTuple):
+    """Which object: unique at one time, reused after deletion (the uid is not).
+
+    A tuple, because tables of 10,000 of them are looked through for every change.
+    """
 
     kind: str
     namespace: str
@@ -39,10 +43,20 @@ class Resource:
     generation: int
     created: str
     spec: Mapping[str, Any]
+    #: What pure functions made of this very object, each under a key of its own, so that ten thousand others
+    #: are not read again when one changes. `remembered` fills it.
+    memo: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SecretRef:
+def remembered(resource: Resource, key: object, make: Callable[[], Made]) -> Made:
+    """What `make` makes of the resource, made once. It must depend on nothing but the resource and `key`."""
+    made: Made | None = resource.memo.get(key)
+    if made is None:
+        made = resource.memo[key] = make()
+    return made
+
+
+class SecretRef(NamedTuple):
     """One entry of one Secret."""
 
     namespace: str

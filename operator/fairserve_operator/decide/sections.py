@@ -96,8 +96,12 @@ def pool_config(
     hop_tokens: Iterable[str],
     salt: str,
 ) -> SchedulerConfig:
-    """The whole document at generation 0, every list sorted. `hop_tokens` are digests."""
-    return SchedulerConfig.model_validate(
+    """The whole document at generation 0, every list sorted. `hop_tokens` are digests.
+
+    The parts are valid each by itself and the claims hold no identity twice, so that the whole is not
+    validated anew: with 10,000 Tenants that would take longer than all the rest. A property test does.
+    """
+    bare = SchedulerConfig.model_validate(
         {
             "pool": f"{key.namespace}/{key.name}",
             "mode": spec.throttling.mode,
@@ -110,23 +114,28 @@ def pool_config(
                     "hold_down_s": duration_s(spec.overload.hold_down),
                 }
             ),
-            "identity": IdentityConfig(
-                salt=salt,
-                api_keys=tuple(
-                    sorted((k for keys in claims.api_keys.values() for k in keys), key=lambda k: k.digest)
-                ),
-                headers=tuple(
-                    sorted((h for hs in claims.headers.values() for h in hs), key=lambda h: (h.name, h.value))
-                ),
-                token_issuers=tuple(
-                    issuer.config(spec.service_account_audience)
-                    for _, issuer in sorted(claims.issuers.items())
-                ),
-                hop_tokens=tuple(hop_tokens),
-                trusted_proxies=tuple(sorted({str(ipaddress.ip_network(b)) for b in spec.trusted_proxies})),
-            ),
+            "identity": IdentityConfig(salt=salt),
             "queue": _pool_queue(spec.queue),
             "default_tenant": _default_tenant(spec.default_tenant, salt),
+        }
+    )
+    identity = IdentityConfig(
+        salt=salt,
+        api_keys=tuple(
+            sorted((k for keys in claims.api_keys.values() for k in keys), key=lambda k: k.digest)
+        ),
+        headers=tuple(
+            sorted((h for hs in claims.headers.values() for h in hs), key=lambda h: (h.name, h.value))
+        ),
+        token_issuers=tuple(
+            issuer.config(spec.service_account_audience) for _, issuer in sorted(claims.issuers.items())
+        ),
+        hop_tokens=tuple(hop_tokens),
+        trusted_proxies=tuple(sorted({str(ipaddress.ip_network(b)) for b in spec.trusted_proxies})),
+    )
+    return bare.model_copy(
+        update={
+            "identity": identity,
             "tenants": tuple(sorted(tenants, key=lambda t: t.name)),
             "applications": tuple(sorted(applications, key=lambda a: a.name)),
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -37,6 +37,13 @@ class Parsed(Generic[Spec]):
 
 def parse(resource: Resource, model: type[Spec]) -> Parsed[Spec]:
     """Read the spec of a resource. What is wrong is told as `spec.weight: Input should be greater than 0`."""
+    known: Parsed[Spec] | None = resource.memo.get(model)
+    if known is None:
+        known = resource.memo[model] = _parse(resource, model)
+    return known
+
+
+def _parse(resource: Resource, model: type[Spec]) -> Parsed[Spec]:
     if not _NAME.fullmatch(resource.key.name):
         return Parsed(resource, None, f"metadata.name: {resource.key.name!r} is not a DNS subdomain")
     if resource.key.kind == SERVING_POOL and len(resource.key.name) > MAX_POOL_NAME:
@@ -77,8 +84,22 @@ def joined(problems: Sequence[str]) -> str:
 
 def _age(resource: Resource) -> tuple[Any, ...]:
     """Oldest creation, then name. The rest only makes the order total."""
-    content = json.dumps(resource.spec, sort_keys=True, default=str)
-    return resource.created, resource.key.name, resource.uid, resource.generation, content
+    return resource.created, resource.key.name, resource.uid, resource.generation, _Content(resource.spec)
+
+
+class _Content:
+    """A spec in an order of its own, written out only where nothing else tells two objects apart."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self._spec = spec
+
+    def __lt__(self, other: _Content) -> bool:
+        return self._text() < other._text()
+
+    def _text(self) -> str:
+        return json.dumps(self._spec, sort_keys=True, default=str)
 
 
 def _has_below(places: Sequence[tuple[int | str, ...]], loc: tuple[int | str, ...]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, TenantSpec
@@ -41,19 +41,24 @@ class PodAck:
     last_ack_time: str | None = None  #: RFC 3339
 
 
+#: Pool, generation that is waited for, pods that have it, pods, the worst pod.
+Progress: TypeAlias = tuple[str, int, int, int, PodAck | None]
+
+
 class Delivery:
     """How far the configurations of one pool have come.
 
     Build it once per pool and share it between objects: counting costs O(log pods) then.
     """
 
-    __slots__ = ("_acknowledged", "pods", "pool")
+    __slots__ = ("_acknowledged", "_progress", "pods", "pool")
 
     def __init__(self, pool: str, pods: Iterable[PodAck]) -> None:
         self.pool = pool
         #: Worst first: never heard of, then by generation, then by name.
         self.pods = tuple(sorted(pods, key=lambda ack: (_known(ack), ack.pod)))
         self._acknowledged = [_known(ack) for ack in self.pods]
+        self._progress: dict[int, Progress] = {}
 
     @property
     def total(self) -> int:
@@ -67,6 +72,21 @@ class Delivery:
     def programmed(self, generation: int) -> int:
         """How many pods run `generation` or a later one."""
         return self.total - self._behind(generation)
+
+    def progress(self, generation: int) -> Progress:
+        """All that the status of an object tells of this delivery: equal progress, equal words."""
+        found = self._progress.get(generation)
+        if found is None:
+            behind = self._behind(generation)
+            worst = self.pods[0] if behind else None
+            found = self._progress[generation] = (
+                self.pool,
+                generation if behind else 0,
+                self.total - behind,
+                self.total,
+                worst,
+            )
+        return found
 
     def _behind(self, generation: int) -> int:
         return bisect_left(self._acknowledged, generation)

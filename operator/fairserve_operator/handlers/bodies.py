@@ -14,7 +14,7 @@ from typing import Any
 
 from fairserve_operator.decide.resources import ObjectKey, Resource
 from fairserve_operator.handlers.store import Pod
-from fairserve_operator.manifests.boot_secret import CONFIG_KEY
+from fairserve_operator.manifests.boot_secret import is_boot_secret
 
 #: Types of Secrets that never hold what our objects name, and may be many or large. The token of a service
 #: account is not among them: a Prometheus may want it.
@@ -58,7 +58,7 @@ def pod(body: Mapping[str, Any]) -> Pod:
 def secret_values(body: Mapping[str, Any]) -> Mapping[str, bytes]:
     """The entries of a Secret, decoded; none of a boot Secret, which is large and read where needed."""
     data = body.get("data") or {}
-    if CONFIG_KEY in data:
+    if is_boot_secret(data):
         return {}
     return {name: decoded for name, text in data.items() if (decoded := _decoded(text)) is not None}
 

@@ -6,13 +6,13 @@ in it is what the next one counts from. Whoever edits or deletes it gets it back
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fairserve.config import SchedulerConfig
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import KeySet
 from fairserve_operator.decide.resources import Resource
@@ -23,11 +23,16 @@ from fairserve_operator.handlers.store import Store
 from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import (
     CONFIG_KEY,
+    INDEX_KEY,
+    LONGEST_PART,
     POOL_LABEL,
     TOKEN_KEY,
+    Index,
     boot_secret,
     boot_secret_name,
+    in_parts,
     read_boot_secret,
+    read_index,
 )
 
 _log = logging.getLogger(__name__)
@@ -44,6 +49,8 @@ class Boot:
     #: Of the document's token issuers, by where they were fetched: good until they are fetched again.
     keys: Mapping[str, KeySet] = field(default_factory=dict)
     version: int | None = None  #: of the Secret; None: there is none, or it should be read again
+    slot: str | None = None  #: where the parts of the document are; None: it is in one piece
+    parts: Mapping[str, int] = field(default_factory=dict)  #: versions of the parts' Secrets, by name
     intact: bool = False  #: whether the Secret holds all of this and belongs to this very pool
 
     def unread(self) -> Boot:
@@ -64,20 +71,44 @@ class BootSecrets:
         Raises ForeignSecretError where the name is taken.
         """
         namespace, name = pool.key.namespace, boot_secret_name(pool.key.name)
-        seen = self._store.secret_version(namespace, name)
-        if known and known.version is not None and seen is not None and seen <= known.version:
+        if (
+            known
+            and known.version is not None
+            and self._as_known(namespace, {**known.parts, name: known.version})
+        ):
             return known
         body = await self._cluster.read_secret(namespace, name)
         before = known or Boot(salt=secrets.token_hex(16), token=secrets.token_urlsafe(32))
         if body is None:
             return replace(before, version=None, intact=False)
-        return _adopted(pool, body, before)
+        index = read_index(body.get("data") or {})
+        names = [] if index is None else index.secrets(pool.key.name)
+        parts = {part: await self._cluster.read_secret(namespace, part) for part in names}
+        # In a thread: a large document takes long to read.
+        return await asyncio.to_thread(_adopted, pool, body, before, parts, index)
 
-    async def write(self, pool: Resource, boot: Boot, config: SchedulerConfig, content_hash: str) -> Boot:
-        """Store this document unless it is stored already. After a ConflictError read again, decide anew."""
-        if boot.intact and (boot.generation, boot.content_hash) == (config.generation, content_hash):
+    async def write(
+        self,
+        pool: Resource,
+        boot: Boot,
+        generation: int,
+        content_hash: str,
+        document_gz: bytes,
+        keys: Mapping[str, KeySet],
+    ) -> Boot:
+        """Store this document unless it is stored already. `keys` are those of its token issuers.
+
+        After a ConflictError read again, decide anew.
+        """
+        if boot.intact and (boot.generation, boot.content_hash) == (generation, content_hash):
             return boot
-        manifest = boot_secret(pool, config, boot.token)
+        content: bytes | Index = document_gz
+        versions: dict[str, int] = {}
+        if len(document_gz) > LONGEST_PART:
+            # First the parts, where nobody looks yet.
+            content, parts = in_parts(pool, document_gz, boot.slot)
+            versions = {part["metadata"]["name"]: await self._write_part(part) for part in parts}
+        manifest = boot_secret(pool, content, boot.token)
         if boot.version is not None:
             manifest["metadata"]["resourceVersion"] = str(boot.version)
         written = await self._cluster.write_secret(manifest)
@@ -85,29 +116,64 @@ class BootSecrets:
             "Secret %s/%s holds generation %d of ServingPool %s",
             pool.key.namespace,
             manifest["metadata"]["name"],
-            config.generation,
+            generation,
             pool.key.name,
             extra=about(pool.key),
         )
         return replace(
             boot,
-            generation=config.generation,
+            generation=generation,
             content_hash=content_hash,
-            keys=issuers_keys(config.identity.token_issuers),
+            keys=keys,
             version=int(written.resource_version),
+            slot=content.slot if isinstance(content, Index) else None,
+            parts=versions,
             intact=True,
         )
 
+    async def _write_part(self, manifest: dict[str, Any]) -> int:
+        metadata = manifest["metadata"]
+        held = await self._cluster.read_secret(metadata["namespace"], metadata["name"])
+        if held is not None:
+            if POOL_LABEL not in (held["metadata"].get("labels") or {}):
+                raise ForeignSecretError(
+                    f"Secret {metadata['namespace']}/{metadata['name']} is somebody else's; "
+                    f'ServingPool "{metadata["labels"][POOL_LABEL]}" needs its name'
+                )
+            metadata["resourceVersion"] = held["metadata"]["resourceVersion"]
+        return int((await self._cluster.write_secret(manifest)).resource_version)
 
-def _adopted(pool: Resource, body: Mapping[str, Any], before: Boot) -> Boot:
+    def _as_known(self, namespace: str, versions: Mapping[str, int]) -> bool:
+        """Whether the watch has seen these Secrets and nothing newer."""
+        return all(
+            (seen := self._store.secret_version(namespace, name)) is not None and seen <= version
+            for name, version in versions.items()
+        )
+
+
+def _adopted(
+    pool: Resource,
+    body: Mapping[str, Any],
+    before: Boot,
+    parts: Mapping[str, Mapping[str, Any] | None],
+    index: Index | None,
+) -> Boot:
     data, metadata = body.get("data") or {}, body["metadata"]
-    if POOL_LABEL not in (metadata.get("labels") or {}) and not {CONFIG_KEY, TOKEN_KEY} & data.keys():
+    known_keys = {CONFIG_KEY, INDEX_KEY, TOKEN_KEY}
+    if POOL_LABEL not in (metadata.get("labels") or {}) and not known_keys & data.keys():
         raise ForeignSecretError(
             f"Secret {pool.key.namespace}/{metadata['name']} is somebody else's; {pool.key} needs its name"
         )
-    state = read_boot_secret(data)
+    state = read_boot_secret(data, [(part or {}).get("data") or {} for part in parts.values()])
     owners = {owner["uid"] for owner in metadata.get("ownerReferences") or ()}
-    held = replace(before, token=state.control_token or before.token, version=version(body), intact=False)
+    held = replace(
+        before,
+        token=state.control_token or before.token,
+        version=version(body),
+        slot=None if index is None else index.slot,
+        parts={name: version(part) for name, part in parts.items() if part is not None},
+        intact=False,
+    )
     if state.config is None:
         return held
     return replace(

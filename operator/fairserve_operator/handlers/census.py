@@ -66,6 +66,7 @@ async def forget_vanished(store: Store, cluster: Cluster, scope: Scope) -> froze
 
 async def _until_seen(store: Store, cluster: Cluster, kind: str, namespace: str | None) -> None:
     loop = asyncio.get_running_loop()
+    patience = _COUNT_AGAIN_S
     while True:
         try:
             missing: Iterable[Name] = (await cluster.census(kind, namespace, _selector(kind))).objects
@@ -73,7 +74,8 @@ async def _until_seen(store: Store, cluster: Cluster, kind: str, namespace: str 
             _log.error("waiting for the first listing: %s", problem)
             await asyncio.sleep(_COUNT_AGAIN_S)
             continue
-        count_again = loop.time() + _COUNT_AGAIN_S
+        count_again = loop.time() + patience
+        patience *= 2.0  # Counting takes from the very listing that is waited for.
         while missing := store.missing(kind, missing):
             if loop.time() > count_again:
                 break  # Who isn't there yet may be deleted by now.

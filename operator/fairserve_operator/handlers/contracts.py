@@ -69,6 +69,12 @@ class Sidecars(Protocol):
         """Give a sidecar a document, gzipped JSON."""
         ...
 
+    async def put_difference(
+        self, port: ControlPort, difference: bytes
+    ) -> Running | Newer | Rejected | Unreachable:
+        """Give a sidecar what changes in its document, gzipped or not."""
+        ...
+
     async def put_overload(
         self, port: ControlPort, armed: bool, lease_s: float, reason: str
     ) -> OverloadTaken | Rejected | Unreachable:

@@ -1,17 +1,21 @@
 """One pool's document and overload state, on their way to every sidecar of the pool.
 
-Each Pod has a task of its own that pushes until its sidecar has acknowledged the document aimed at, tells
-it every new overload state, and asks it now and then what it really runs. A Pod that hangs delays no other:
-those that failed last time share fewer slots than those that answer. Nothing here decides generations; a
-sidecar that runs a newer one is reported through `highest_seen`.
+Each Pod has a task of its own that asks its sidecar what it runs, pushes until it has acknowledged the
+document aimed at, tells it every new overload state, and asks again now and then. What is pushed is the
+difference to what the sidecar runs, computed once for all, and the whole document where that does not fit. A
+Pod that hangs delays no other: those that failed last time share fewer slots than those that answer, and who
+takes long gives its slot back. Nothing here decides generations; a sidecar that runs a newer one is reported
+through `highest_seen`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fairserve_operator.clients.sidecars import (
@@ -23,6 +27,7 @@ from fairserve_operator.clients.sidecars import (
     Unreachable,
 )
 from fairserve_operator.decide.conditions import rfc3339
+from fairserve_operator.decide.rendering import Rendering, difference
 from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
 from fairserve_operator.handlers.store import Pod
@@ -33,6 +38,13 @@ _log = logging.getLogger(__name__)
 #: Calls in flight at once, over all pools: to sidecars that answered last time, and to those that did not.
 _LANE = 128
 _SLOW_LANE = 32
+#: How long a call may hold its slot, in seconds: who takes longer hangs, and holds up nobody else.
+_LONGEST_HOLD_S = 1.0
+
+#: How many documents can be the base of a difference. They share nearly everything.
+_BASES = 8
+#: A difference is compressed if it is longer than this.
+_SMALL = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +53,8 @@ class Document:
 
     generation: int
     content_hash: str
-    body_gz: bytes = field(repr=False)
+    body_gz: bytes = field(repr=False, compare=False)
+    rendering: Rendering | None = field(default=None, repr=False, compare=False)  #: None: no differences
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +73,7 @@ class Pace:
     first_retry_s: float = 0.2
     last_retry_s: float = 15.0
     resync_s: float = 30.0  #: time between two looks at what an up-to-date sidecar really runs
+    looks_per_s: float = 15.0  #: ... which is longer where a pool has more Pods than this allows
 
 
 class Lanes:
@@ -69,9 +83,28 @@ class Lanes:
         self._lane = asyncio.Semaphore(lane)
         self._slow_lane = asyncio.Semaphore(slow_lane)
 
-    def slot(self, failed_before: bool) -> asyncio.Semaphore:
-        """What to hold during one call."""
-        return self._slow_lane if failed_before else self._lane
+    @asynccontextmanager
+    async def slot(self, failed_before: bool) -> AsyncIterator[None]:
+        """Hold a slot during one call, but not for longer than a second where nothing failed before."""
+        if failed_before:
+            async with self._slow_lane:
+                yield
+            return
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._lane.release()
+
+        await self._lane.acquire()
+        timer = asyncio.get_running_loop().call_later(_LONGEST_HOLD_S, give_back)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            give_back()
 
 
 @dataclass(slots=True, eq=False)
@@ -83,9 +116,10 @@ class _Link:
 
     pod: Pod
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: bool = False  #: whether it has ever said what it runs
     acknowledged: Running | None = None
     acknowledged_at: float | None = None
-    tried: Document | None = None  #: the last document it was given, whatever came of it
+    whole: bool = False  #: whether it takes no difference to what it acknowledged
     refused: Document | None = None  #: the document it will not take, however often it is given
     told: OverloadOrder | None = None
     doubted: bool = False  #: whether to ask what it runs, although it acknowledged
@@ -122,6 +156,11 @@ class PoolDelivery:
         self._pace = pace
         self._links: dict[str, tuple[_Link, asyncio.Task[None]]] = {}
         self._document: Document | None = None
+        #: Documents that sidecars may run, by generation and hash; the newest last.
+        self._bases: dict[tuple[int, str], Rendering] = {}
+        #: What makes the document of a base; None where the whole document is shorter.
+        self._differences: dict[tuple[int, str], asyncio.Future[bytes | None]] = {}
+        self._awaited: set[_Link] = set()  #: who has not answered since the last `aim`
         self._order: OverloadOrder | None = None
         self._control_port = 0
         self._token = ""
@@ -131,9 +170,17 @@ class PoolDelivery:
         """Make this what every sidecar should run. A document that is already aimed at changes nothing."""
         if (document, control_port, token) == (self._document, self._control_port, self._token):
             return
+        if document != self._document:
+            self._differences = {}
+            if document.rendering is not None:
+                self._bases[document.generation, document.content_hash] = document.rendering
+            for oldest in list(self._bases)[:-_BASES]:
+                del self._bases[oldest]
         self._document, self._control_port, self._token = document, control_port, token
         for link, _ in self._links.values():
             link.refused = None
+            if link.failures == 0:
+                self._awaited.add(link)
             link.wake.set()
 
     def order(self, order: OverloadOrder | None) -> None:
@@ -148,18 +195,29 @@ class PoolDelivery:
         for pod in pods:
             known = before.get(pod.uid)
             if known is not None and _same_process(known[0].pod, pod):
-                _refresh(known[0], pod)
-                self._links[pod.uid] = before.pop(pod.uid)
+                link, task = before.pop(pod.uid)
+                if _refresh(link, pod):
+                    # It may have had a long start: worth a look at once, whatever is hanging or waited for.
+                    await self._tasks.cancel([task])
+                    task = self._start(link)
+                self._links[pod.uid] = link, task
             else:
                 link = _Link(pod)
-                self._links[pod.uid] = link, self._tasks.start(self._keep(link), f"deliver to {pod.name}")
-        gone = [task for _, task in before.values()]
-        await self._tasks.cancel(gone)
+                if self._document is not None:
+                    self._awaited.add(link)
+                self._links[pod.uid] = link, self._start(link)
+        self._awaited.difference_update(link for link, _ in before.values())
+        await self._tasks.cancel([task for _, task in before.values()])
+
+    def _start(self, link: _Link) -> asyncio.Task[None]:
+        return self._tasks.start(self._keep(link), f"deliver to {link.pod.name}")
 
     @property
     def settled(self) -> bool:
-        """Whether every sidecar has been given the document once, with whatever outcome."""
-        return all(link.tried is self._document for link, _ in self._links.values())
+        """Whether every sidecar has been given the document once, with whatever outcome. Those that failed
+        before are not waited for.
+        """
+        return not self._awaited
 
     def acks(self) -> list[PodAck]:
         """How far each Pod is."""
@@ -171,14 +229,20 @@ class PoolDelivery:
 
     async def _keep(self, link: _Link) -> None:
         while True:
-            if self._wants_document(link):
+            if self._document is None:
+                await link.wake.wait()  # Nobody knows where its sidecar listens.
+                link.wake.clear()
+                continue
+            if not link.asked:
+                reached = await self._verify(link)
+            elif self._wants_document(link):
                 reached = await self._push(link)
             elif self._order is not None and link.told is not self._order:
                 reached = await self._tell(link, self._order)
             elif link.doubted:
                 reached = await self._verify(link)
             else:
-                if not await wait_for_event(link.wake, self._pace.resync_s * self._rng.uniform(0.8, 1.2)):
+                if not await wait_for_event(link.wake, self._resync_s()):
                     link.doubted = True
                 continue
             if not reached:
@@ -194,9 +258,23 @@ class PoolDelivery:
         document = self._document
         if document is None:
             raise AssertionError("only a wanted document is pushed")
+        base = link.acknowledged
+        change = await self._difference(link, document)
         async with self._lanes.slot(link.failures > 0):
-            answer = await self._sidecars.put_config(self._port(link), document.body_gz)
-        link.tried = document
+            if change is not None:
+                answer = await self._sidecars.put_difference(self._port(link), change)
+            else:
+                answer = await self._sidecars.put_config(self._port(link), document.body_gz)
+        match answer:
+            case Newer(generation) if change is not None and generation < document.generation:
+                _log.info("Pod %s: runs generation %d, not %s", link.pod.name, generation, base)
+                link.acknowledged, link.whole = None, True
+                return True
+            case Rejected() if change is not None:
+                _log.info("Pod %s: takes no difference: %s", link.pod.name, answer.words)
+                link.whole = True
+                return True
+        self._awaited.discard(link)
         match answer:
             case Running() if _runs(answer, document):
                 self._acknowledge(link, answer)
@@ -211,6 +289,22 @@ class PoolDelivery:
             case Unreachable():
                 return self._failed(link, answer)
         return True
+
+    async def _difference(self, link: _Link, document: Document) -> bytes | None:
+        """What makes the document of the one that the sidecar runs; None: give it the whole one."""
+        new = document.rendering
+        if link.acknowledged is None or link.whole or new is None:
+            return None
+        base = link.acknowledged.generation, link.acknowledged.content_hash
+        old = self._bases.get(base)
+        if old is None or base[0] >= document.generation:
+            return None
+        found = self._differences.get(base)
+        if found is None:
+            work = asyncio.to_thread(_packed_difference, old, base[0], new, document)
+            found = self._differences[base] = asyncio.ensure_future(work)
+        # Shielded, because all others that run the same base wait for it too.
+        return found.result() if found.done() else await asyncio.shield(found)
 
     async def _tell(self, link: _Link, order: OverloadOrder) -> bool:
         async with self._lanes.slot(link.failures > 0):
@@ -234,16 +328,26 @@ class PoolDelivery:
             answer = await self._sidecars.get_state(self._port(link))
         match answer:
             case Running():
-                link.doubted = False
                 link.refused = None  # Worth another try: it may have been replaced by a newer version.
-                if self._document is not None and not _runs(answer, self._document):
-                    _log.info(
-                        "Pod %s: runs generation %d, not what it was given", link.pod.name, answer.generation
-                    )
-                    link.acknowledged = None
+                self._believe(link, answer)
                 return self._reached(link)
             case Rejected() | Unreachable():
+                self._awaited.discard(link)
                 return self._failed(link, answer)
+
+    def _believe(self, link: _Link, running: Running) -> None:
+        """Take what a sidecar says it runs, unless it is newer than all that was ever given to it."""
+        document = self._document
+        if document is not None and _runs(running, document):
+            if not _runs(link.acknowledged, document):
+                self._awaited.discard(link)
+                self._acknowledge(link, running)
+        elif running != link.acknowledged:
+            if link.asked:
+                _log.info("Pod %s: runs generation %d, not what it had", link.pod.name, running.generation)
+            older = document is not None and 0 < running.generation < document.generation
+            link.acknowledged, link.whole = running if older else None, False
+        link.asked, link.doubted = True, False
 
     def _compare_generation(self, link: _Link, generation: int) -> None:
         """A sidecar that runs another generation than it acknowledged is another process by now."""
@@ -253,6 +357,7 @@ class PoolDelivery:
 
     def _acknowledge(self, link: _Link, running: Running) -> None:
         link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False
+        link.whole = False
         link.told = None  # A sidecar that had no configuration knows no overload state either.
         self._reached(link)
         self._changed()
@@ -291,12 +396,24 @@ class PoolDelivery:
             self._changed()
         return False
 
+    def _resync_s(self) -> float:
+        between = max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)
+        return between * self._rng.uniform(0.8, 1.2)
+
     def _retry_s(self, link: _Link) -> float:
         longest = min(self._pace.first_retry_s * 2.0 ** min(link.failures - 1, 30), self._pace.last_retry_s)
         return longest * self._rng.uniform(0.5, 1.0)
 
     def _port(self, link: _Link) -> ControlPort:
         return ControlPort(link.pod.ip, self._control_port, self._token)
+
+
+def _packed_difference(
+    old: Rendering, old_generation: int, new: Rendering, document: Document
+) -> bytes | None:
+    change = difference(old, old_generation, new, document.generation)
+    packed = gzip.compress(change, mtime=0) if len(change) > _SMALL else change
+    return packed if len(packed) < len(document.body_gz) else None
 
 
 def _runs(running: Running | None, document: Document) -> bool:
@@ -310,13 +427,13 @@ def _same_process(before: Pod, now: Pod) -> bool:
     return (before.ip, before.incarnation) == (now.ip, now.incarnation)
 
 
-def _refresh(link: _Link, pod: Pod) -> None:
+def _refresh(link: _Link, pod: Pod) -> bool:
+    """Take what is new of a Pod; whether it has come up."""
     came_up = pod.ready and not link.pod.ready
     link.pod = pod
     if came_up:
-        # It may have had a long start: worth a look at once, not after the backoff.
         link.doubted, link.failures = True, 0
-        link.wake.set()
+    return came_up
 
 
 def _ack(link: _Link) -> PodAck:

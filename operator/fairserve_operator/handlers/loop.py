@@ -25,6 +25,9 @@ from fairserve_operator.handlers.tasks import wait_for_event
 
 _log = logging.getLogger(__name__)
 
+#: Between two looks whether all sidecars have answered, in seconds.
+_LOOK_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -32,8 +35,12 @@ class Timing:
 
     quiet_s: float = 0.03  #: a burst has ended when nothing came for this long
     burst_s: float = 0.25  #: ... but it is not waited for longer than this
+    longest_burst_s: float = 6.0  #: ... nor than this, where one burst follows the other
+    many: int = 4  #: changes that make a burst
     settle_s: float = 0.5  #: how long status waits for the sidecars' acknowledgements
-    first_settle_s: float = 3.0  #: the same for the first status after a start
+    first_settle_s: float = 20.0  #: the same for the first status after a start, which is everybody's
+    refresh_s: float = 0.02  #: pause for each object of which only the count of Pods has changed
+    most_refreshed: int = 100  #: ... of which there are so many at once
     first_retry_s: float = 0.5
     last_retry_s: float = 15.0
     census_s: float = 60.0  #: time between two counts of who exists; each also repairs what others changed
@@ -117,6 +124,8 @@ class _Worker:
         self._acting = acting
         self._running: list[asyncio.Task[None]] = []
         self.changed = asyncio.Event()
+        self._revision = 0  #: of the store, at the last reconciliation
+        self._bursts = 0  #: in a row
         self._unpublished = asyncio.Event()
         self._name = name
         self._world = world
@@ -169,12 +178,19 @@ class _Worker:
         return done
 
     async def _publish(self) -> None:
-        settle_s, failures = self._timing.first_settle_s, 0
+        clock = asyncio.get_running_loop().time
+        settle_s, failures, refresh_at = self._timing.first_settle_s, 0, 0.0
         while True:
-            await self._unpublished.wait()
+            if self._namespace.postponed:
+                await wait_for_event(self._unpublished, max(0.0, refresh_at - clock()))
+            else:
+                await self._unpublished.wait()
             await self._settled(settle_s)
             self._unpublished.clear()
-            done = await self._publication.publish(self._namespace.statuses())
+            may_refresh = self._timing.most_refreshed if clock() >= refresh_at else 0
+            done = await self._publication.publish(self._namespace.statuses(may_refresh))
+            if self._namespace.refreshed:
+                refresh_at = clock() + self._namespace.refreshed * self._timing.refresh_s
             settle_s = self._timing.settle_s
             failures = 0 if done else failures + 1
             if not done:
@@ -182,20 +198,29 @@ class _Worker:
                 self._unpublished.set()
 
     async def _quiet(self) -> None:
-        """Wait until changes stop coming, but not for ever."""
+        """Wait until changes stop coming, but not for ever.
+
+        While many come all the time, as from `kubectl apply` of a thousand objects, it waits twice as long
+        each time: what is compiled meanwhile is old at once. Pods are no burst: nothing is compiled for them.
+        """
         loop = asyncio.get_running_loop()
-        latest = loop.time() + self._timing.burst_s
+        timing, longer = self._timing, 2.0**self._bursts
+        latest = loop.time() + min(timing.burst_s * longer, timing.longest_burst_s)
+        quiet_s = timing.burst_s if self._bursts else timing.quiet_s
         self.changed.clear()
-        while loop.time() < latest and await wait_for_event(self.changed, self._timing.quiet_s):
+        while loop.time() < latest and await wait_for_event(self.changed, quiet_s):
             pass
+        revision = self._world.store.revision(self._name)
+        self._bursts = min(self._bursts + 1, 30) if revision - self._revision >= timing.many else 0
+        self._revision = revision
 
     async def _settled(self, longest_s: float) -> None:
         """Wait until every sidecar has been given its document once, but not for ever."""
         loop = asyncio.get_running_loop()
         latest = loop.time() + longest_s
-        while not self._namespace.settled and (left := latest - loop.time()) > 0:
-            self._unpublished.clear()
-            await wait_for_event(self._unpublished, left)
+        # Asked now and then: waking for each of a thousand acknowledgements would cost more.
+        while not self._namespace.settled and loop.time() < latest:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
 
     def _retry_s(self, failures: int) -> float:
         longest = min(self._timing.first_retry_s * 2.0 ** min(failures - 1, 30), self._timing.last_retry_s)

@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fairserve.config import SchedulerConfig, key_digest
+from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
 from fairserve_operator.clients.sidecars import ControlPort
 from fairserve_operator.decide.activity import Report
+from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
-from fairserve_operator.decide.jwks import KeySet, KeySource, KeysProblem, known_keys, secret_keys
+from fairserve_operator.decide.issuers import issuers_keys
+from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
+from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
@@ -106,8 +109,11 @@ class Pool:
         self._changed = changed
         self._boots = BootSecrets(world.store, world.cluster)
         self._boot = boot
+        self._digests = Digests(world.store)
+        self._renderer = Renderer()
         self._candidate: Compiled | None = None
         self._candidate_of: tuple[int, str] | None = None  #: the store's revision, and the salt
+        self._rendering: Rendering | None = None  #: of the candidate; None where that is refused
         self._entries: dict[ObjectKey, Entry] = {}
         self._spec: ServingPoolSpec | None = None  #: the last good one: a refused pool goes on with it
         self._generation = 0
@@ -135,7 +141,8 @@ class Pool:
         """Bring the sidecars' target up to date; false if that must be tried again."""
         try:
             self._boot = await self._boots.read(resource, self._boot)
-            await self._program(resource, await self._compile(resource, gathered, self._boot), self._boot)
+            await self._compile(resource, gathered, self._boot)
+            await self._program(resource, self._boot)
         except ConflictError as problem:
             _log.info("%s", problem, extra=about(resource.key))
             self._boot = self._boot and self._boot.unread()
@@ -197,51 +204,53 @@ class Pool:
         await self._stop_watching()
         await self.delivery.close()
 
-    async def _compile(self, resource: Resource, gathered: Gathered, boot: Boot) -> Compiled:
+    async def _compile(self, resource: Resource, gathered: Gathered, boot: Boot) -> None:
         store, salt = self._world.store, boot.salt
         if self._candidate is None or self._candidate_of != (gathered.revision, salt):
+            found = self._digests.under(salt, gathered.needs.secrets)
+            keys = issuer_keys(store, self._world.keyring, gathered.needs.keys, boot.keys)
             # In a thread: it takes long with thousands of Tenants, and leases are renewed meanwhile.
             with self._world.measures.compiling():
-                self._candidate = await asyncio.to_thread(
-                    compile_pool,
-                    resource,
-                    gathered.pools,
-                    gathered.tenants,
-                    gathered.applications,
-                    digests(store, gathered.needs.secrets, salt),
-                    issuer_keys(store, self._world.keyring, gathered.needs.keys, boot.keys),
-                    salt,
+                self._candidate, self._rendering = await asyncio.to_thread(
+                    self._made, resource, gathered, found, keys, salt
                 )
             self._candidate_of = gathered.revision, salt
-        return self._candidate
 
-    async def _program(self, resource: Resource, compiled: Compiled, boot: Boot) -> None:
+    def _made(
+        self, resource: Resource, gathered: Gathered, found: FoundDigests, keys: Keys, salt: str
+    ) -> tuple[Compiled, Rendering | None]:
+        compiled = compile_pool(
+            resource, gathered.pools, gathered.tenants, gathered.applications, found, keys, salt
+        )
+        return compiled, None if compiled.config is None else self._renderer.render(compiled.config)
+
+    async def _program(self, resource: Resource, boot: Boot) -> None:
         """Store what was compiled and aim at it. A refused pool keeps what it has."""
-        if compiled.config is None or compiled.spec is None:
+        compiled, rendering = self._candidate, self._rendering
+        if compiled is None:
+            raise AssertionError("programmed before compiled")
+        if rendering is None or compiled.spec is None or compiled.config is None:
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
             return
-        content_hash = compiled.config.content_hash
+        content_hash = rendering.content_hash
         seen = self.delivery.highest_seen
         generation = next_generation(boot.content_hash, boot.generation, content_hash, seen)
-        config = compiled.config.model_copy(update={"generation": generation})
-        self._boot = await self._boots.write(resource, boot, config, content_hash)
+        document = self._document
+        if document is None or (document.generation, document.content_hash) != (generation, content_hash):
+            packed = await asyncio.to_thread(lambda: compressed(rendering.document(generation)))
+            document = Document(generation, content_hash, packed, rendering)
+        its_keys = issuers_keys(compiled.config.identity.token_issuers)
+        packed = document.body_gz
+        self._boot = await self._boots.write(resource, boot, generation, content_hash, packed, its_keys)
         # From here to the end of aim() nothing waits: status never mixes the old and the new.
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
-        self._aim(config, content_hash, compiled.spec.sidecar.control_port, self._boot.token)
-        await self._replan(compiled.overload)
-
-    def _aim(self, config: SchedulerConfig, content_hash: str, control_port: int, token: str) -> None:
-        document = self._document
-        if document is None or (document.generation, document.content_hash) != (
-            config.generation,
-            content_hash,
-        ):
-            self._document = document = Document(config.generation, content_hash, compressed(config))
-        self.delivery.aim(document, control_port, token)
+        self._document = document
+        self.delivery.aim(document, compiled.spec.sidecar.control_port, self._boot.token)
         if self._surveying is None:
             survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
             self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
+        await self._replan(compiled.overload)
 
     def _ports(self) -> list[ControlPort]:
         """Where the sidecars are that can be asked now."""
@@ -302,13 +311,33 @@ class Pool:
             _log.warning("%s", problem)  # The condition tells the same.
 
 
-def digests(store: Store, refs: frozenset[SecretRef], salt: str) -> dict[SecretRef, str | SecretProblem]:
-    """Look up each Secret entry and make it the digest that travels, or say why there is none."""
-    found = {ref: secret_value(store, ref) for ref in refs}
-    return {
-        ref: entry if isinstance(entry, SecretProblem) else key_digest(salt, entry.decode("latin-1"))
-        for ref, entry in found.items()
-    }
+class Digests:
+    """Looks up Secret entries and makes them the digests that travel. Secrets that are as they were are not
+    digested again.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._salt = ""
+        self._known: dict[SecretRef, tuple[Mapping[str, bytes] | None, str | SecretProblem]] = {}
+
+    def under(self, salt: str, refs: frozenset[SecretRef]) -> FoundDigests:
+        """The digest of each entry under a salt, or why there is none."""
+        known = self._known if salt == self._salt else {}
+        self._salt, self._known = salt, {}
+        found: dict[SecretRef, str | SecretProblem] = {}
+        for ref in refs:
+            values = self._store.secret(ref.namespace, ref.name)
+            before = known.get(ref)
+            if before is None or before[0] is not values:
+                before = values, self._digest(ref, salt)
+            self._known[ref] = before
+            found[ref] = before[1]
+        return found
+
+    def _digest(self, ref: SecretRef, salt: str) -> str | SecretProblem:
+        entry = secret_value(self._store, ref)
+        return entry if isinstance(entry, SecretProblem) else key_digest(salt, entry.decode("latin-1"))
 
 
 def issuer_keys(

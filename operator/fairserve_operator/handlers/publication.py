@@ -1,14 +1,15 @@
-"""Status, written where it differs from what the API server holds.
+"""Status, written to the API server.
 
-What is written is computed at the moment of writing, so a slow pass never publishes old news. Equal status
-is never written again, not even after a restart of the operator: GitOps tools and people see changes only.
+What is written is computed at the moment of writing, so a slow pass never publishes old news. Status that is
+`same` as what is held is not written, not even after a restart of the operator: GitOps tools and people see
+changes only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
 from fairserve_operator.decide import conditions
@@ -37,13 +38,13 @@ class Publication:
         self._clock = clock
         self._allowance = Allowance()
 
-    async def publish(self, statuses: Iterable[tuple[Resource, Mapping[str, Any]]]) -> bool:
-        """Write those that differ; false if one failed and should be tried again."""
+    async def publish(self, statuses: AsyncIterable[tuple[Resource, Mapping[str, Any]]]) -> bool:
+        """Write these statuses; false if one failed and should be tried again."""
         done = True
         batch: list[tuple[Resource, Mapping[str, Any]]] = []
-        for resource, status in statuses:
+        async for resource, status in statuses:
             stored = self._store.stored(resource.key)
-            if stored is None or stored.resource.uid != resource.uid or same(status, stored.status):
+            if stored is None or stored.resource.uid != resource.uid:
                 continue
             batch.append((resource, status))
             if len(batch) >= _BATCH:

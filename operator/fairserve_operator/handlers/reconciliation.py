@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from fairserve_operator.decide.activity import (
     ACTIVITY,
@@ -18,13 +18,43 @@ from fairserve_operator.decide.activity import (
 from fairserve_operator.decide.compilation import examine, needs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
-from fairserve_operator.decide.status import Delivery, application_status, tenant_status
+from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.measures import PoolView
-from fairserve_operator.handlers.pools import Gathered, Pool, World, digests, issuer_keys
+from fairserve_operator.handlers.pools import Digests, Gathered, Pool, World, issuer_keys
+from fairserve_operator.handlers.publication import same
 
 #: For a namespace without pools, where digests only show whether keys differ.
 _ANY_SALT = "00" * 16
+
+
+#: Objects whose status is looked at before others may run.
+_BREATH = 500
+
+
+class _Looked(NamedTuple):
+    """What an object's status is made of."""
+
+    resource: Resource
+    conditions: tuple[Condition, ...]
+    held: Mapping[str, Any] | None  #: its status as the API server holds it
+    entered: list[int]  #: the generation of each pool that first has the object as it is
+    progress: list[Progress]
+    survey: int  #: which one told of its work
+    written: bool = False  #: whether a new status was to be written then
+
+    def moved(self, before: _Looked) -> bool:
+        """Whether Pods are elsewhere than before, or may tell of other work."""
+        return self.progress != before.progress or self.survey != before.survey
+
+    def work_alone(self, before: _Looked) -> bool:
+        """Whether nothing else than where the Pods are and what they do can differ from before."""
+        return (
+            self.resource is before.resource
+            and (self.held is before.held) is not before.written
+            and (self.conditions is before.conditions or self.conditions == before.conditions)
+            and self.entered == before.entered
+        )
 
 
 class Namespace:
@@ -44,11 +74,17 @@ class Namespace:
         #: Of pools that are gone. One that is made anew under the name finds its Secret collected as garbage,
         #: while its Pods still know the old token.
         self._boots: dict[ObjectKey, Boot] = {}
+        self._digests = Digests(world.store)
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
+        self.refreshed = 0  #: objects of which only the Pods had changed, in the last `statuses`
+        self.postponed = 0  #: ... and those that are left for the next
+        #: What was looked at when an object's status was last found to be held as it should be.
+        self._settled_status: dict[ObjectKey, _Looked] = {}
         #: What all sidecars tell of their work, and each Tenant's part of all weights; as of the last survey.
         self._report: Report | None = None
         self._configured: Mapping[str, float] = {}
+        self._surveys = 0  #: how often these have changed
 
     async def prepare(self) -> bool:
         """Compile what `reconcile` would act on, to have it at hand; false if that must be tried again."""
@@ -80,8 +116,15 @@ class Namespace:
         """What the gauges of `/metrics` say of each pool."""
         return (pool.view() for pool in self._pools.values())
 
-    def statuses(self) -> Iterator[tuple[Resource, Mapping[str, Any]]]:
-        """The status that each object should have now, pools first."""
+    async def statuses(self, refreshed: int) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status of each object whose status isn't held as it should be now, pools first.
+
+        Each is computed when it is asked for. Objects of which nothing changed cost a comparison. Where a
+        Pod comes or goes every object's count of Pods is another one, and every survey tells of work: of
+        objects of which nothing else has changed there are at most `refreshed`, and `postponed` tells how
+        many are left.
+        """
+        self.postponed = self.refreshed = 0
         if self._gathered is None:
             return
         now = rfc3339(self._world.clock())
@@ -93,15 +136,36 @@ class Namespace:
         for pool, delivery in pools:
             held = self._held(pool.resource.key)
             status = pool.status(delivery, held, now)
-            yield pool.resource, {**status, **self._activity(pool.resource.key, held, pool.report)}
-        for resource in (*self._gathered.applications, *self._gathered.tenants):
+            status |= self._activity(pool.resource.key, held, pool.report)
+            if not same(status, held or {}):
+                yield pool.resource, status
+        before, self._settled_status = self._settled_status, {}
+        for number, resource in enumerate((*self._gathered.applications, *self._gathered.tenants)):
             key = resource.key
-            if (conditions := self._conditions.get(key)) is not None:
+            if (conditions := self._conditions.get(key)) is None:
+                continue
+            into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
+            held = self._held(key)
+            progress = [sent.progress(at) for sent, at in into]
+            looked = _Looked(resource, conditions, held, [at for _, at in into], progress, self._surveys)
+            known = before.get(key)
+            alone = known is not None and looked.work_alone(known)
+            if known is None or not alone or known.written or looked.moved(known):
+                if known is not None and alone and looked.moved(known) and self.refreshed >= refreshed:
+                    self.postponed += 1
+                    self._settled_status[key] = known
+                    continue
                 tell = tenant_status if key.kind == TENANT else application_status
-                into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
-                held = self._held(key)
                 status = tell(resource, conditions, into, held, now)
-                yield resource, {**status, **self._activity(key, held, self._report)}
+                status |= self._activity(key, held, self._report)
+                if not same(status, held or {}):
+                    self.refreshed += alone
+                    self._settled_status[key] = looked._replace(written=True)
+                    yield resource, status
+                    continue
+            self._settled_status[key] = looked
+            if number % _BREATH == 0:
+                await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Stop acting; nothing is undone."""
@@ -134,6 +198,7 @@ class Namespace:
         configured = next((configured_shares(config) for config, _ in in_force), {})
         if (report, configured) != (self._report, self._configured):
             self._report, self._configured = report, configured
+            self._surveys += 1
             self._changed()
 
     def _gather(self) -> Gathered:
@@ -172,7 +237,7 @@ class Namespace:
         for pool in self._pools.values():
             if pool.compiled is not None:
                 return pool.compiled.conditions
-        found = digests(self._world.store, gathered.needs.secrets, _ANY_SALT)
+        found = self._digests.under(_ANY_SALT, gathered.needs.secrets)
         keys = issuer_keys(self._world.store, self._world.keyring, gathered.needs.keys, {})
         return examine(gathered.tenants, gathered.applications, found, keys)
 

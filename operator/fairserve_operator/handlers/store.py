@@ -7,6 +7,7 @@ holds values of Secrets in memory, because a Tenant may name a Secret long after
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,13 +73,17 @@ class Store:
         space = self._space(resource.key.namespace)
         known = space.objects.get(resource.key)
         if known is None:
-            space.objects[resource.key] = Stored(resource, version, status)
+            space.objects[resource.key] = Stored(resource, version, _compact(status))
             space.revision += 1
             return True
         changed = known.resource != resource
-        known.resource = resource
+        if changed:  # Else the old one stays, with what is known of it.
+            known.resource = resource
         if version >= known.version:
-            known.version, known.status = version, status
+            known.version, known.status = (
+                version,
+                known.status if known.status == status else _compact(status),
+            )
         space.revision += changed
         return changed
 
@@ -86,7 +91,7 @@ class Store:
         """Take the status that the operator itself has just written."""
         known = self._space(key.namespace).objects.get(key)
         if known is not None and version >= known.version:
-            known.version, known.status = version, status
+            known.version, known.status = version, _compact(status)
 
     def put_pod(self, pod: Pod, version: int) -> bool:
         """Take a Pod; true if anything changed that its sidecar is told by."""
@@ -99,8 +104,9 @@ class Store:
         """Take a Secret; true if it changed at all: its values may be keys, or it may be a boot Secret."""
         space = self._space(namespace)
         known = space.secrets.get(name)
-        space.secrets[name] = _Secret(version, values)
-        space.revision += known is None or known.values != values
+        same = known is not None and known.values == values
+        space.secrets[name] = _Secret(version, known.values if known and same else values)
+        space.revision += not same
         return known is None or known.version != version
 
     def remove(self, kind: str, namespace: str, name: str) -> bool:
@@ -201,3 +207,16 @@ class Store:
 
     def _space(self, namespace: str) -> _Namespace:
         return self._namespaces.setdefault(namespace, _Namespace())
+
+
+def _compact(value: Any) -> Any:
+    """The same with each text held once: ten thousand statuses say the same few things."""
+    match value:
+        case str():
+            return sys.intern(value)
+        case Mapping():
+            return {sys.intern(key): _compact(each) for key, each in value.items()}
+        case list():
+            return [_compact(each) for each in value]
+        case _:
+            return value

@@ -6,12 +6,14 @@ late push can't undo a later one.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fairserve.config import SchedulerConfig
 from fairserve.difference import Difference, DifferenceError, WrongBaseError, apply
@@ -42,6 +44,16 @@ class Configuration:
     def generation(self) -> int:
         """Its place in the order of documents."""
         return self.document.generation
+
+
+class _Parts(BaseModel):
+    """What an index says of a document that is in parts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    slot: Literal["a", "b"]
+    parts: Annotated[int, Field(gt=0, lt=1000)]
+    sha256: str
 
 
 class Verdict(Enum):
@@ -80,13 +92,30 @@ def read_difference(data: bytes, running: Configuration | None) -> Configuration
 
 
 def read_file(path: Path) -> Configuration:
-    """A document from a file. Raises DocumentError, which names the file."""
+    """A document from a file, or from its parts (docs/reference/boot-secret.md). Raises DocumentError, which
+    names the file.
+    """
+    index = path.with_name(f"{path.name}.parts")
     try:
-        return read_document(path.read_bytes())
+        in_parts = not path.exists() and index.exists()
+        return read_document(_joined(path, index) if in_parts else path.read_bytes())
     except OSError as error:
         raise DocumentError(f"{path}: {error.strerror}") from error
     except DocumentError as error:
         raise DocumentError(f"{path}: {error}") from error
+
+
+def _joined(path: Path, index: Path) -> bytes:
+    """The parts that the index names. It tells their hash, so that those of two documents are never mixed."""
+    try:
+        parts = _Parts.model_validate_json(index.read_bytes())
+    except ValidationError as error:
+        raise DocumentError(f"{index.name}: {describe_problems(error)}") from error
+    names = [f"{path.name}.{parts.slot}.{number}" for number in range(parts.parts)]
+    joined = b"".join(path.with_name(name).read_bytes() for name in names)
+    if hashlib.sha256(joined).hexdigest() != parts.sha256:
+        raise DocumentError(f"{index.name} and the parts are of different documents")
+    return joined
 
 
 def judge(running: Configuration | None, offered: Configuration) -> Verdict:

@@ -20,28 +20,32 @@ def config() -> SchedulerConfig:
     return found.model_copy(update={"generation": 7})
 
 
+def packed() -> bytes:
+    return compressed(config().to_bytes())
+
+
 def test_boot_secret_belongs_to_its_pool_and_holds_what_pods_read() -> None:
-    secret = boot_secret(pool("llm"), config(), "token")
+    secret = boot_secret(pool("llm"), packed(), "token")
     assert secret["metadata"]["name"] == "fairserve-llm"
     (owner,) = secret["metadata"]["ownerReferences"]
     assert (owner["apiVersion"], owner["kind"]) == ("fairserve.dev/v1alpha1", "ServingPool")
     assert (owner["name"], owner["uid"]) == ("llm", "uid-llm")
-    packed = base64.b64decode(secret["data"]["config.json.gz"])
-    assert SchedulerConfig.from_bytes(gzip.decompress(packed)) == config()
+    held = base64.b64decode(secret["data"]["config.json.gz"])
+    assert SchedulerConfig.from_bytes(gzip.decompress(held)) == config()
     assert base64.b64decode(secret["data"]["control-token"]) == b"token"
 
 
 def test_equal_configurations_give_equal_bytes() -> None:
-    assert compressed(config()) == compressed(config())
-    assert compressed(config())[4:8] == b"\0\0\0\0"  # gzip's time stamp
+    assert packed() == packed()
+    assert packed()[4:8] == b"\0\0\0\0"  # gzip's time stamp
 
 
 def test_no_api_key_in_the_secret() -> None:
-    assert b"the-key" not in gzip.decompress(compressed(config()))
+    assert b"the-key" not in gzip.decompress(packed())
 
 
 def test_boot_secret_is_read_back() -> None:
-    data = boot_secret(pool(), config(), "token")["data"]
+    data = boot_secret(pool(), packed(), "token")["data"]
     assert read_boot_secret(data) == BootState(config(), "token")
 
 
@@ -50,12 +54,12 @@ def test_boot_secret_is_read_back() -> None:
     [
         "!",
         base64.b64encode(b"no gzip").decode(),
-        base64.b64encode(compressed(config())[:-9]).decode(),
+        base64.b64encode(packed()[:-9]).decode(),
         base64.b64encode(gzip.compress(b"{}")).decode(),
     ],
 )
 def test_an_edited_secret_is_no_configuration(broken: str) -> None:
-    data = boot_secret(pool(), config(), "token")["data"]
+    data = boot_secret(pool(), packed(), "token")["data"]
     assert read_boot_secret({**data, "config.json.gz": broken}) == BootState(None, "token")
 
 

@@ -7,8 +7,11 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fairserve.config import SchedulerConfig
 from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, Unreachable
+from fairserve_operator.decide.rendering import Renderer
 from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
+from fairserve_operator.manifests.boot_secret import compressed
 from tests.unit.operator_handlers.world import (
     FAST,
     PATIENT,
@@ -79,7 +82,7 @@ async def test_unreachable_pod_is_tried_until_it_answers() -> None:
     async with delivering("a") as (world, delivery):
         world.sidecars.down = {"a"}
         delivery.aim(FIRST, 8001, "token")
-        await until(lambda: len(world.sidecars.pushes) > 5, "several tries")
+        await until(lambda: len(world.sidecars.looks) > 5, "several tries")
         assert delivery.acks()[0].error == "refused"
         assert delivery.settled  # It was tried; waiting longer would not help status.
         world.sidecars.down = set()
@@ -91,7 +94,7 @@ async def test_newer_document_replaces_one_that_never_arrived() -> None:
     async with delivering("a") as (world, delivery):
         world.sidecars.down = {"a"}
         delivery.aim(FIRST, 8001, "token")
-        await until(lambda: world.sidecars.pushes, "a try")
+        await until(lambda: world.sidecars.looks, "a try")
         delivery.aim(SECOND, 8001, "token")
         world.sidecars.down = set()
         await until(lambda: delivery.generations() == {"a": 2}, "the second document")
@@ -104,8 +107,8 @@ async def test_pods_that_fail_take_no_slots_from_those_that_answer() -> None:
         delivery.aim(FIRST, 8001, "token")
         await until(lambda: delivery.settled, "a first try of both")
         world.sidecars.hanging = {"a", "b"}
-        pushes = len(world.sidecars.pushes)
-        await until(lambda: len(world.sidecars.pushes) > pushes, "a try that hangs")
+        tries = len(world.sidecars.looks)
+        await until(lambda: len(world.sidecars.looks) > tries, "a try that hangs")
         await delivery.follow([pod("a"), pod("b"), pod("c")])
         delivery.aim(SECOND, 8001, "token")
         await until(lambda: delivery.generations()["c"] == 2, "the pod that answers")
@@ -129,6 +132,50 @@ async def test_rejected_document_is_not_pushed_again_but_orders_are() -> None:
         await rest()
         assert len(world.sidecars.pushes) == 1
         assert "HTTP 422: tenants.0.weight" in delivery.acks()[0].error
+
+
+def rendered(generation: int, weight: float) -> Document:
+    """A document of which differences can be made."""
+    config = SchedulerConfig.model_validate(
+        {
+            "pool": "ns/llm",
+            "generation": generation,
+            "identity": {"salt": "00" * 16},
+            "tenants": [{"name": f"t{number}", "weight": 1.0 + number / 7} for number in range(50)]
+            + [{"name": "u", "weight": weight}],
+        }
+    )
+    rendering = Renderer().render(config)
+    return Document(generation, rendering.content_hash, compressed(config.to_bytes()), rendering)
+
+
+async def test_change_travels_as_a_difference_to_what_runs() -> None:
+    async with delivering("a", "b") as (world, delivery):
+        delivery.aim(rendered(1, 1.0), 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1, "b": 1}, "the whole document")
+        delivery.aim(rendered(2, 2.0), 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 2, "b": 2}, "the difference")
+        assert [host for host, _ in world.sidecars.pushes] == ["a", "b"]
+        (_, one), (_, other) = world.sidecars.differences
+        assert one is other  # Made once for all.
+
+
+async def test_sidecar_that_runs_another_base_gets_the_whole_document() -> None:
+    async with delivering("a") as (world, delivery):
+        delivery.aim(rendered(1, 1.0), 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the whole document")
+        world.sidecars.running["a"] = Running(0, "")  # It started anew, and nobody has noticed.
+        delivery.aim(rendered(2, 2.0), 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 2}, "the acknowledgement")
+        assert (len(world.sidecars.differences), len(world.sidecars.pushes)) == (1, 2)
+
+
+async def test_sidecar_that_booted_from_the_secret_is_given_nothing() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.running["a"] = Running(1, "h")
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        assert world.sidecars.pushes == []
 
 
 async def test_newer_generation_on_a_sidecar_is_reported() -> None:
@@ -175,7 +222,7 @@ async def test_pod_that_starts_anew_does_not_wait_for_the_call_that_hangs() -> N
     async with delivering("a") as (world, delivery):
         world.sidecars.hanging = {"a"}
         delivery.aim(FIRST, 8001, "token")
-        await until(lambda: world.sidecars.pushes, "the push that hangs")
+        await until(lambda: world.sidecars.looks, "the call that hangs")
         await delivery.follow([pod("a", ip="b")])
         await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement from the new address")
 

@@ -69,6 +69,16 @@ class Operated:
                 return dict(next((each for each in status["conditions"] if each["type"] == type_), {}))
         return {}
 
+    def programmed(self, name: str) -> str:
+        """The Pods that have it, as last published."""
+        found = [status for _, who, status in self.world.cluster.statuses if who == name]
+        return str(found[-1]["programmed"]) if found else ""
+
+    def observed(self, name: str) -> int:
+        """The generation that was last published."""
+        found = [status for _, who, status in self.world.cluster.statuses if who == name]
+        return int(found[-1]["observedGeneration"]) if found else 0
+
     async def until_condition(self, name: str, type_: str, status: str) -> dict[str, Any]:
         await until(
             lambda: self.condition(name, type_).get("status") == status, f"{type_}={status} of {name}"
@@ -110,6 +120,26 @@ async def test_a_burst_of_changes_compiles_once_or_twice() -> None:
             await asyncio.sleep(0.001)
         await operated.until_condition("t59", "Programmed", "True")
         assert operated.boot().generation <= 3
+
+
+async def test_change_is_told_before_the_counts_that_a_new_pod_makes_old() -> None:
+    slowly = replace(TIMING, refresh_s=0.1, most_refreshed=2)
+    async with operating(timing=slowly) as operated:
+        names = [f"t{number}" for number in range(30)]
+        for name in names:
+            operated.put(TENANT, name, {"weight": 1})
+        for name in names:
+            await operated.until_condition(name, "Programmed", "True")
+        await rest()
+        written = len(operated.world.cluster.statuses)
+        operated.world.store.put_pod(pod("c"), 2)
+        operated.loop.mark("ns")
+        await until(lambda: "c" in operated.world.sidecars.running, "the new pod's document")
+        operated.put(TENANT, "t7", {"weight": 9}, generation=2)
+        await until(lambda: operated.observed("t7") == 2, "the status of what changed")
+        told = {name for _, name, _ in operated.world.cluster.statuses[written:]}
+        assert len(told) < 20
+        await until(lambda: {operated.programmed(name) for name in names} == {"3/3"}, "all counts, in time")
 
 
 async def test_nothing_happens_before_everybody_was_seen() -> None:

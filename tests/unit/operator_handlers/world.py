@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from fairserve.config import SchedulerConfig
+from fairserve.difference import Difference
 from fairserve_operator.clients.kubernetes_client import Census, Written
 from fairserve_operator.clients.prometheus import Reading, Source
 from fairserve_operator.clients.sidecars import (
@@ -102,7 +105,8 @@ class FakeSidecars:
         self.answers: dict[str, list[Newer | Rejected | Unreachable | Running]] = {}
         self.hanging: set[str] = set()
         self.down: set[str] = set()
-        self.pushes: list[tuple[str, bytes]] = []
+        self.pushes: list[tuple[str, bytes]] = []  #: of whole documents
+        self.differences: list[tuple[str, bytes]] = []
         self.looks: list[str] = []
         self.orders: list[tuple[str, bool, float, str]] = []
         self.tokens: set[str] = set()
@@ -124,6 +128,19 @@ class FakeSidecars:
         self.running[port.host] = Running(generation, content_hash)
         return self.running[port.host]
 
+    async def put_difference(
+        self, port: ControlPort, difference: bytes
+    ) -> Running | Newer | Rejected | Unreachable:
+        self.differences.append((port.host, difference))
+        change, running = (
+            Difference.from_bytes(_plain(difference)),
+            self.running.get(port.host, Running(0, "")),
+        )
+        if (change.base.generation, change.base.hash) != (running.generation, running.content_hash):
+            return Newer(running.generation, running.content_hash)
+        self.running[port.host] = Running(change.generation, change.hash)
+        return self.running[port.host]
+
     async def put_overload(
         self, port: ControlPort, armed: bool, lease_s: float, reason: str
     ) -> OverloadTaken | Rejected | Unreachable:
@@ -135,6 +152,8 @@ class FakeSidecars:
 
     async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
         self.looks.append(port.host)
+        if port.host in self.hanging:
+            await asyncio.Event().wait()
         if port.host in self.down:
             return Unreachable("refused")
         return self.running.get(port.host, Running(0, ""))
@@ -263,13 +282,13 @@ def document(generation: int, content_hash: str = "h") -> bytes:
     return f"{generation} {content_hash}".encode()
 
 
+def _plain(body: bytes) -> bytes:
+    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+
+
 def _described(document_gz: bytes) -> tuple[int, str]:
     if document_gz[:2] == b"\x1f\x8b":
-        import gzip
-
-        from fairserve.config import SchedulerConfig
-
-        config = SchedulerConfig.from_bytes(gzip.decompress(document_gz))
+        config = SchedulerConfig.from_bytes(_plain(document_gz))
         return config.generation, config.content_hash
     generation, content_hash = document_gz.decode().split()
     return int(generation), content_hash
