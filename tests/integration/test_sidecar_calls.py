@@ -239,6 +239,26 @@ async def test_client_that_leaves_the_queue_is_never_computed(tmp_path, engine):
     assert len(engine.completions) == 1
 
 
+async def test_client_that_leaves_behind_a_pipelined_request_is_never_computed(tmp_path, engine):
+    """What it sends ahead stops the reading, so that no event tells that it is gone."""
+    go_on = asyncio.Event()
+
+    engine.behaviour = answers_after(go_on)
+    async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
+        first = asyncio.create_task(ask(sidecar.data_address, KEY_A, {"n": 1}))
+        await eventually(lambda: sidecar.scheduler.running == 1, "the first call runs")
+        async with await Client.connect(sidecar.data_address) as leaver:
+            leaver.call(KEY_B, {})
+            await eventually(lambda: sidecar.scheduler.queued == 1, "the second call waits")
+            leaver.call(KEY_B, {"messages": ["x" * 100_000]})
+            connections = sidecar._server.connections
+            await eventually(lambda: any(c._reading_paused for c in connections), "reading is paused")
+        await eventually(lambda: sidecar.scheduler.queued == 0, "it has left")
+        go_on.set()
+        assert (await first).status == 200
+    assert len(engine.completions) == 1
+
+
 async def test_shares_follow_weights_and_a_flow_is_first_come_first_served(tmp_path, engine):
     gate = asyncio.Semaphore(0)
     order: list[tuple[str, int]] = []

@@ -10,6 +10,7 @@ import anthropic
 import openai
 import pytest
 
+from fairserve.engine.requests import MOST_VALUES
 from fairserve.sidecar.options import Limits
 from fairserve.sidecar.retries import MOST_TRIES
 from fairserve.sidecar.service import Sidecar
@@ -112,6 +113,18 @@ async def test_an_engine_that_dies_after_the_last_event_has_said_all(engine, sid
     assert whole.body == token_event("one") + DONE
 
 
+async def test_headers_that_the_engine_keeps_to_its_connection_stop_here(engine, sidecar):
+    async def answer(seen: Seen, reply: Reply) -> None:
+        head = b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-End: 2\r\n"
+        reply.writer.write(head + b"Content-Length: 2\r\n\r\n{}")
+        await reply.writer.drain()
+
+    engine.behaviour = answer
+    for _ in range(2):
+        answered = await ask(sidecar.data_address, KEY_A, {})
+        assert (answered.header("x-hop"), answered.header("x-end")) == (None, "2")
+
+
 async def test_an_answer_that_ends_with_its_connection_is_whole(engine, sidecar):
     async def close(seen: Seen, reply: Reply) -> None:
         head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n\r\n"
@@ -125,6 +138,18 @@ async def test_an_answer_that_ends_with_its_connection_is_whole(engine, sidecar)
     answer = await ask(sidecar.data_address, KEY_A, {})
     assert json.loads(answer.body)["usage"] == {"prompt_tokens": 3, "completion_tokens": 2}
     assert (count(sidecar, "completed"), tokens(sidecar, "output")) == (1, 2)
+
+
+@pytest.mark.parametrize("values", ["[],", "{},"])
+async def test_a_body_of_too_many_values_is_refused_unread(engine, sidecar, values):
+    """Reading it would hold up everybody's calls, and take its size twenty times in memory."""
+    body = '{"messages":[],"x":[' + values * (MOST_VALUES // 4) + "1]}"
+    answer = await ask(sidecar.data_address, KEY_A, body.encode())
+    assert answer.status == 413
+    assert b"body_too_complex" in answer.body
+    assert not engine.completions
+    long = {"messages": [{"role": "user", "content": "one, two, " * 800_000}]}
+    assert (await ask(sidecar.data_address, KEY_A, long)).status == 200, "a long prompt is no such body"
 
 
 @pytest.mark.parametrize("depth", [900, 960, 970, 975, 980, 990, 5_000])

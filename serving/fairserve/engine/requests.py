@@ -25,6 +25,10 @@ _DECODER: Final = json.JSONDecoder()
 #: What is under `json.loads`: reads the value that begins at an index, and says where it ends.
 _SCAN: Final[Callable[[str, int], tuple[Any, int]]] = _DECODER.scan_once  # type: ignore[attr-defined]
 
+#: A body of more values is not read: it would hold up all other calls for most of a second. Lists and
+#: objects count as four, as they cost. No prompt that an engine takes comes near.
+MOST_VALUES: Final = 4_000_000
+
 Fields = dict[str, Any]
 #: From a body's fields: how many answers are asked for, and the most output tokens of each (None: no cap).
 Amount = Callable[[Fields], tuple[int, int | None]]
@@ -67,6 +71,7 @@ class EngineRequest:
     background: bool  #: the answer would come before the work
     readable: bool  #: the body is a JSON object, so that a field can be added to it
     too_deep: bool  #: nested more deeply than can be read here; another Python may read it
+    too_much: bool  #: so many values that reading them would hold up everybody
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class EngineRequest:
         background: bool = False,
         readable: bool = False,
         too_deep: bool = False,
+        too_much: bool = False,
     ) -> None:
         self.payload = payload
         self.stream = stream
@@ -91,6 +97,7 @@ class EngineRequest:
         self.background = background
         self.readable = readable
         self.too_deep = too_deep
+        self.too_much = too_much
 
 
 def read_json(
@@ -106,6 +113,8 @@ def read_json(
     cache salt. `cache_salt`: the salt of a body that has none. `usage_on_request`: a stream carries usage
     only if `stream_options` asks for it. `runs_behind`: the endpoint knows `background`.
     """
+    if 4 * len(body) > MOST_VALUES and _values(body) > MOST_VALUES:
+        return EngineRequest(body, too_much=True)
     try:
         fields = _loads(body)
     except ValueError:
@@ -248,6 +257,11 @@ def _with_fields(body: bytes, added: Fields) -> bytes:
     end = _utf8(body).rstrip(b" \t\r\n")
     comma = b"" if end[:-1].rstrip(b" \t\r\n").endswith(b"{") else b","
     return b"%b%b%b}" % (end[:-1], comma, json.dumps(added)[1:-1].encode())
+
+
+def _values(body: bytes) -> int:
+    """No fewer than there are values in a body, at the cost of looking at its bytes."""
+    return body.count(b",") + 4 * (body.count(b"[") + body.count(b"{"))
 
 
 def _loads(body: bytes) -> Any:

@@ -35,6 +35,9 @@ _MAX_HELD: Final = 1 << 20
 #: As much of an answer as is kept to find its usage in, from one end or whole.
 _KEPT_PART: Final = 65_536
 _KEPT_WHOLE: Final = 1 << 20
+#: As much of a usage object as is kept, and bytes of the longest mark before one.
+_KEPT_USAGE: Final = 4096
+_LONGEST_MARK: Final = 16
 
 
 class Place(Enum):
@@ -89,18 +92,27 @@ def response_id(beginning: bytes) -> str | None:
 class KeptBody:
     """As much of an answer that is no stream as its usage is found in."""
 
-    __slots__ = ("_data", "_place", "length")
+    __slots__ = ("_data", "_passed", "_place", "length")
 
     def __init__(self, place: Place) -> None:
         self.length = 0  #: bytes so far
         self._place = place
         self._data = b""
+        self._passed = b""  #: the last usage that lies before what is kept
 
     def feed(self, data: bytes) -> None:
         """A part of the answer."""
         self.length += len(data)
         if self._place is Place.END:
-            self._data = (self._data + data)[-_KEPT_PART:] if self._data else data
+            kept = self._data + data if self._data else data
+            before = len(kept) - _KEPT_PART
+            if before > 0:
+                # What the client asked for besides the answer may be long and behind it: prompt_logprobs.
+                at = _last_mark(kept, before + _LONGEST_MARK)
+                if at >= 0:
+                    self._passed = kept[at : at + _KEPT_USAGE]
+                kept = kept[before:]
+            self._data = kept
         elif self._place is Place.BEGINNING:
             if len(self._data) < _KEPT_PART:
                 self._data = (self._data + data)[:_KEPT_PART]
@@ -110,15 +122,20 @@ class KeptBody:
     def usage(self) -> Usage | None:
         """What the answer says that it cost. None where it says nothing, and where it is too long to tell."""
         if self._place is Place.END:
-            return body_usage(self._data)
+            return body_usage(self._data) or _first_marked(self._passed)
         if self._place is Place.BEGINNING:
             return _first_marked(self._data)
         return _usage_in(self._data)
 
 
 def _last_marked(body: bytes) -> Usage | None:
-    at = max(body.rfind(b'"usage":{'), body.rfind(b'"billed_units":{'))
+    at = _last_mark(body, len(body))
     return None if at < 0 else _first_marked(body[at:])
+
+
+def _last_mark(body: bytes, end: int) -> int:
+    """Where the last usage begins whose mark ends before `end`; -1 if there is none."""
+    return max(body.rfind(b'"usage":{', 0, end), body.rfind(b'"billed_units":{', 0, end))
 
 
 def _first_marked(body: bytes) -> Usage | None:

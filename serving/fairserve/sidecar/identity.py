@@ -38,6 +38,8 @@ HOP_TOKEN_HEADER: Final = b"x-fairserve-hop-token"
 _GATEWAY_TENANT_HEADERS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
 #: Where a key or a token is looked for: the first that is there counts. OpenAI's, Anthropic's, Azure's.
 _CREDENTIAL_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key")
+#: Of two values one may be a hop's and the other its client's.
+_NAMING_HEADERS: Final = (USER_HEADER, APPLICATION_HEADER)
 _PREVIOUS_RESPONSE: Final = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
 PRIORITY_HEADER: Final = b"x-vllm-priority"
@@ -196,6 +198,10 @@ class IdentityTable:
         """Whose the call is, or why it is turned away. `named` is `dict(headers)`; `memory` is of the
         connection.
         """
+        if len(named) != len(headers):
+            for name in _NAMING_HEADERS:
+                if _is_ambiguous(headers, name, named.get(name)):
+                    return _ambiguous(name)
         claim: Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
         if claim is None:
             if len(named) != len(headers):

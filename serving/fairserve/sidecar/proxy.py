@@ -13,7 +13,7 @@ from typing import Final
 
 from fairserve.core.calls import Call, Outcome, Refusal, Usage
 from fairserve.engine.endpoints import UNKNOWN, Endpoint, path_of, scheduled
-from fairserve.engine.requests import EngineRequest, with_priority
+from fairserve.engine.requests import MOST_VALUES, EngineRequest, with_priority
 from fairserve.sidecar.accounting import Pace
 from fairserve.sidecar.calllog import CallLog
 from fairserve.sidecar.chains import ResponseChains
@@ -58,6 +58,7 @@ _BACKGROUND: Final = Problem(
 
 #: Another Python could read it, and the engine might then do what was not seen here.
 _TOO_DEEP: Final = Problem(400, "body_too_deep", "The body is nested too deeply to be read.")
+_TOO_MUCH: Final = Problem(413, "body_too_complex", f"The body has more than {MOST_VALUES:,} values.")
 
 
 class Proxy:
@@ -256,6 +257,8 @@ class Proxy:
             caller = _BACKGROUND
         if asked.too_deep:
             caller = _TOO_DEEP
+        if asked.too_much:
+            caller = _TOO_MUCH
         if isinstance(caller, Problem):
             self._turn_away(connection, request, self._denied(request, caller))
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import time
 from collections import deque
 from collections.abc import Callable
@@ -301,6 +302,17 @@ class Connection:
         if not self._closing:
             self._close(linger=False)
 
+    def look_after_client(self) -> None:
+        """Break off if the client has gone while nothing is read, when no event would tell."""
+        if not self._reading_paused or self._transport is None:
+            return
+        connected = self._transport.get_extra_info("socket")
+        if connected is not None:
+            watch = select.poll()
+            watch.register(connected.fileno(), select.POLLRDHUP)
+            if watch.poll(0):
+                self._break()
+
     def timed_out(self) -> None:
         """The deadline has passed: what that means depends on what was waited for."""
         self.deadline = None
@@ -520,4 +532,6 @@ class Server:
         for connection in tuple(self.connections):
             if connection.deadline is not None and connection.deadline <= now:
                 connection.timed_out()
+            else:
+                connection.look_after_client()
         self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)

@@ -94,6 +94,7 @@ class UpstreamConnection:
         self._exchange: Exchange | None = None
         self._reason = b""
         self._headers: Headers = []
+        self._named: list[bytes] = []  #: headers that concern this connection alone, by its own word
         self._length: bytes | None = None
         self._framed = False  #: the answer says where it ends
         self._head: ResponseHead | None = None
@@ -200,6 +201,7 @@ class UpstreamConnection:
         self._surplus = self._ended
         self._reason = b""
         self._headers = []
+        self._named = []
         self._length = None
         self._framed = False
 
@@ -216,13 +218,18 @@ class UpstreamConnection:
             self._framed = True
         elif len(name) == 17 and name.lower() == b"transfer-encoding":
             self._framed = True
+        elif len(name) == 10 and name.lower() == b"connection":
+            self._named += [token.strip().lower() for token in value.split(b",")]
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is whole. Interim answers (1xx) are between the engine and us."""
         status = self._parser.get_status_code()
         if status >= 200:
-            self._head = ResponseHead(status, self._reason, self._headers, self._length)
+            headers = self._headers
+            if self._named:
+                headers = [pair for pair in headers if pair[0].lower() not in self._named]
+            self._head = ResponseHead(status, self._reason, headers, self._length)
             if self._exchange is not None and self._exchange.head_only:
                 self._ended = True
 

@@ -281,6 +281,13 @@ def test_usage_is_found_at_either_end_of_a_long_answer(length):
     )
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000, 70_000, 10**7])
+def test_usage_is_found_before_long_log_probabilities(size):
+    length = 300 if size < 10 else 30_000
+    answer = {"choices": [{"text": "x" * length}], "usage": USAGE, "prompt_logprobs": [-0.25] * length}
+    assert kept(Place.END, answer, size) == Usage(7, 2, 4)
+
+
 @pytest.mark.parametrize("answer", [{"tools": [FORGED], "usage": RESPONSES, "input_messages": [FORGED]}])
 def test_usage_among_the_clients_objects_is_found_by_its_path(answer):
     assert kept(Place.ANYWHERE, answer) == Usage(7, 2, 4)

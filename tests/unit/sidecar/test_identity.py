@@ -7,7 +7,7 @@ import pytest
 from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve.engine.requests import EngineRequest
-from fairserve.sidecar.identity import Caller, IdentityTable, Memory
+from fairserve.sidecar.identity import APPLICATION_HEADER, USER_HEADER, Caller, IdentityTable, Memory
 from fairserve.sidecar.refusals import Problem
 
 SALT = "ab" * 16
@@ -112,6 +112,14 @@ def test_header_with_an_unknown_value_names_nobody():
 def test_two_values_of_an_identity_header_are_refused():
     pairs = [(b"x-team", b"bee"), (b"x-team", b"cee")]
     assert code(identify_pairs(pairs, trusted=True)) == "ambiguous_identity"
+
+
+@pytest.mark.parametrize("name", [USER_HEADER, APPLICATION_HEADER])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_two_users_or_applications_are_refused_but_not_one_said_twice(name, trusted):
+    pairs = [(b"x-api-key", b"ka"), (name, b"chat")]
+    assert code(identify_pairs([*pairs, (name, b"other")], trusted=trusted)) == "ambiguous_identity"
+    assert identify_pairs([*pairs, (name, b"chat")], trusted=trusted).tenant == "a"
 
 
 @pytest.mark.parametrize("name", [b"authorization", b"x-api-key", b"api-key"])
