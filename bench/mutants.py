@@ -309,7 +309,7 @@ MUTANTS = (
     Mutant(
         "service elsewhere is lifted away",
         "scheduler.py",
-        "        self.order.lift(known)\n",
+        "        self.order.lift(flow)\n",
         "",
         UNIT + "test_order.py::test_service_elsewhere_counts_from_where_who_is_idle_would_begin",
     ),
