@@ -442,6 +442,7 @@ async def test_after_the_grace_every_client_is_told_and_what_ran_is_paid_for(tmp
         await sidecar.stop(grace_s=0.3)
         refused, cut = await waiting, await streamed
         assert (refused.status, refused.header("x-fairserve-refused-reason")) == (503, "shutting_down")
+        assert refused.header("connection") == "close"
         assert int(refused.header("retry-after") or 0) >= 1
         assert b'"code":"shutting_down"' in cut.body.replace(b": ", b":")
         assert cut.body.endswith(b"data: [DONE]\n\n")
@@ -451,6 +452,23 @@ async def test_after_the_grace_every_client_is_told_and_what_ran_is_paid_for(tmp
         assert metric(text, "fairserve_requests_total", tenant="b", outcome="cancelled") == 1
         assert (sidecar.scheduler.running, sidecar.scheduler.queued) == (0, 0)
         await eventually(lambda: engine.cut == 1, "the engine's work is ended too")
+
+
+async def test_an_answer_that_begins_while_it_stops_is_its_connections_last(tmp_path, engine):
+    go_on = asyncio.Event()
+    engine.behaviour = answers_after(go_on)
+    async with (
+        running_sidecar(tmp_path, engine, document()) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+    ):
+        client.call(KEY_A, {})
+        await eventually(lambda: len(engine.completions) == 1, "a call runs")
+        stopping = asyncio.create_task(sidecar.stop(grace_s=30))
+        await eventually(lambda: sidecar.proxy.draining, "it stops")
+        go_on.set()
+        answer = await client.answer()
+        assert (answer.status, answer.header("connection")) == (200, "close")
+        await stopping
 
 
 async def test_a_call_that_arrives_while_it_stops_is_503(tmp_path, engine):

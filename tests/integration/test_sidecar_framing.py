@@ -205,6 +205,33 @@ async def test_hesitant_client_is_told_to_continue(engine, sidecar):
     assert engine.seen[0].header("expect") is None
 
 
+async def test_hesitant_client_is_told_to_continue_when_its_turn_has_come(engine, sidecar):
+    async with await Client.connect(sidecar.data_address) as client:
+        hesitant = HEAD + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        client.writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}" + hesitant)
+        assert (await client.answer()).status == 200
+        assert (await client.head()).status == 100
+        client.writer.write(b"{}")
+        assert (await client.answer()).status == 200
+
+
+async def test_a_body_in_tiny_pieces_takes_little_more_than_its_size(tmp_path, engine):
+    pieces = 50_000
+    async with (
+        running_sidecar(tmp_path, engine, document()) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+    ):
+        client.writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"2\r\n  \r\n" * pieces)
+        await eventually(
+            lambda: any(c._body_bytes == 2 * pieces for c in sidecar._server.connections), "all have come"
+        )
+        [body] = [connection._body for connection in sidecar._server.connections]
+        assert len(body) < 1024 + pieces / 1000
+        client.writer.write(b"2\r\n{}\r\n0\r\n\r\n")
+        assert (await client.answer()).status == 200
+    assert engine.completions[0].body == b"  " * pieces + b"{}"
+
+
 @pytest.mark.parametrize("data", [HEAD, HEAD + b"Content-Length: 2\r\n\r\n{"])
 async def test_slow_sender_is_408(engine, sidecar, data):
     assert (await raw(sidecar, data)).status == 408

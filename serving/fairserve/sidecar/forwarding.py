@@ -97,6 +97,7 @@ class Forwarding:
 
     def cut_short(self) -> None:
         """The pod stops: end the engine's work, and tell the client."""
+        self.request.keep_alive = False
         if self._exchange is not None:
             self._exchange.cancel()
         self.failed(Failure.STOPPED)
@@ -147,5 +148,6 @@ class Forwarding:
         bodiless = head.status in _BODILESS or self.request.method == b"HEAD"
         self._unframed = unframed = length is None and not bodiless
         self._chunked = unframed and not self.request.old_version
-        self._reuse = self.request.keep_alive and (not unframed or self._chunked)
+        stays = self.request.keep_alive and self.connection.stays
+        self._reuse = stays and (not unframed or self._chunked)
         return client_head(head, self.request, chunked=self._chunked, length=length, reuse=self._reuse)

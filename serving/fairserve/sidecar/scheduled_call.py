@@ -222,6 +222,7 @@ class ScheduledCall(Forwarding):
 
     def cut_short(self) -> None:
         """The pod stops: a call that still waits may go elsewhere."""
+        self.request.keep_alive = False
         if self._dispatched_at is None:
             self._proxy.dispatcher.cancel(self)
             self.connection.write(self._proxy.unavailable(self.request))

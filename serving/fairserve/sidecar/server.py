@@ -28,6 +28,8 @@ _LOG: Final = logging.getLogger(__name__)
 #: How long what a refused client still sends is read and thrown away.
 _LINGER_S: Final = 2.0
 _SWEEP_S: Final = 1.0
+#: A body's pieces are joined when there are so many.
+_MOST_PIECES: Final = 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -96,11 +98,13 @@ class Connection:
         self._head_bytes = 0
         self._head_arrived = 0
         self._body: list[bytes] = []
+        self._joined = 0  #: pieces of the body that were made of many
         self._body_bytes = 0
         self._most_bytes = 0  #: of the body, before something must be decided
         self._declared: int | None = None
         self._in_body = False
         self._expects = False
+        self._awaited = False  #: the client waits to be told to go on, once its request's turn has come
         self._rejected = False  #: a callback has stopped the parser
         self.paused = False  #: the client doesn't keep up with what is written
         self.peer = ""  #: the other side's address, without port
@@ -176,6 +180,7 @@ class Connection:
         self._head_bytes = 0
         self._head_arrived = 0
         self._body = []
+        self._joined = 0
         self._body_bytes = 0
         self._most_bytes = self._server.unasked_body_bytes
         self._declared = None
@@ -219,15 +224,20 @@ class Connection:
             self._reject(400, "bad_request", "HTTP/1.0 has no Transfer-Encoding.")
         if self._declared is not None and self._declared > self._most_bytes:
             self._judge_body(self._declared)
-        if self._expects and version == "1.1" and not self._requests and self._transport is not None:
-            self._transport.write(_CONTINUE)
+        if self._expects and version == "1.1":
+            self._awaited = True
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
         self._body_bytes += len(data)
         if self._body_bytes > self._most_bytes:
             self._judge_body(self._body_bytes)
+        self._awaited = False
         self._body.append(data)
+        if len(self._body) - self._joined >= _MOST_PIECES:
+            # Each piece has a head of its own in memory: 64 MiB that come by two bytes would take gigabytes.
+            self._body[self._joined :] = [b"".join(self._body[self._joined :])]
+            self._joined += 1
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -325,6 +335,11 @@ class Connection:
             self._advance()
 
     @property
+    def stays(self) -> bool:
+        """Whether it may be used again."""
+        return not self._server.stopping
+
+    @property
     def in_use(self) -> bool:
         """Whether an answer is being made or a request arrives."""
         return not self._closing and (self._busy or self._stage is not _Stage.IDLE)
@@ -371,11 +386,18 @@ class Connection:
                     unread, self._unread = self._unread, b""
                     self._feed(unread)
                 else:
+                    self._let_go_on()
                     break
             if not self._unread:
                 self._resume_reading()
         finally:
             self._advancing = False
+
+    def _let_go_on(self) -> None:
+        """Tell a client that has asked first to send its body."""
+        if self._awaited:
+            self._awaited = False
+            self.write(_CONTINUE)
 
     def _answer(self, request: Request | Problem | bytes) -> None:
         if not isinstance(request, Request):
