@@ -215,6 +215,15 @@ async def test_hesitant_client_is_told_to_continue_when_its_turn_has_come(engine
         assert (await client.answer()).status == 200
 
 
+async def test_client_that_hesitates_before_nothing_is_not_told_afterwards(engine, sidecar):
+    async with await Client.connect(sidecar.data_address) as client:
+        nothing = HEAD + b"Content-Length: 0\r\nExpect: 100-continue\r\n\r\n"
+        client.writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}" + nothing)
+        assert [(await client.answer()).status for _ in range(2)] == [200, 400], "no body is no JSON"
+        client.writer.write(HEAD + b"Content-Length: 2\r\n\r\n{}")
+        assert (await client.answer()).status == 200
+
+
 async def test_a_body_in_tiny_pieces_takes_little_more_than_its_size(tmp_path, engine):
     pieces = 50_000
     async with (

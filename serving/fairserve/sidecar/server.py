@@ -226,6 +226,8 @@ class Connection:
             self._judge_body(self._declared)
         if self._expects and version == "1.1":
             self._awaited = True
+            if not self._requests and not self._busy:
+                self._let_go_on()
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
@@ -241,6 +243,7 @@ class Connection:
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._awaited = False
         keep_alive = self._parser.should_keep_alive()
         if self._parser.should_upgrade():
             # The parser stops here and leaves a body, if there is one, unread.
