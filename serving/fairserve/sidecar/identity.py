@@ -198,16 +198,13 @@ class IdentityTable:
         """Whose the call is, or why it is turned away. `named` is `dict(headers)`; `memory` is of the
         connection.
         """
-        if len(named) != len(headers):
-            for name in _NAMING_HEADERS:
-                if _is_ambiguous(headers, name, named.get(name)):
-                    return _ambiguous(name)
+        problem = _ambiguity(headers, named, _NAMING_HEADERS)
+        if problem is not None:
+            return problem
         claim: Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
         if claim is None:
-            if len(named) != len(headers):
-                for name in _CREDENTIAL_HEADERS:
-                    if _is_ambiguous(headers, name, named.get(name)):
-                        return _ambiguous(name)
+            claim = _ambiguity(headers, named, _CREDENTIAL_HEADERS)
+        if claim is None:
             claim = self._claim_of_credential(named, memory) or self._default
         return _UNKNOWN_KEY if claim is None else claim
 
@@ -291,6 +288,15 @@ class IdentityTable:
 
 
 _UNKNOWN_KEY: Final = Problem(401, "invalid_api_key", "No valid API key was given.")
+
+
+def _ambiguity(headers: Headers, named: Mapping[bytes, bytes], names: tuple[bytes, ...]) -> Problem | None:
+    """The first of these headers that has several values; most heads repeat no header at all."""
+    if len(named) != len(headers):
+        for name in names:
+            if _is_ambiguous(headers, name, named.get(name)):
+                return _ambiguous(name)
+    return None
 
 
 def _is_ambiguous(headers: Headers, name: bytes, value: bytes | None) -> bool:

@@ -92,7 +92,7 @@ def engine_head(
     """The head of `request` for the engine: all end-to-end headers but ours and those in `without`, and those
     in `own`, whatever the client says of them.
     """
-    named = _named_by_connection(request.headers, b"connection")
+    named = _named_by_connection(request.headers)
     lines = [b"%b %b HTTP/1.1\r\n" % (request.method, request.target)]
     lines += [
         b"%b: %b\r\n" % (name, value)
@@ -166,11 +166,14 @@ def chunk(data: bytes) -> bytes:
     return size + data + b"\r\n"
 
 
-def _named_by_connection(headers: Headers, name: bytes) -> Container[bytes]:
-    """Headers that the Connection header declares to be hop-by-hop."""
+def connection_names(value: bytes) -> list[bytes]:
+    """Headers, in lower case, that a Connection header declares to be hop-by-hop."""
+    return [token.strip().lower() for token in value.split(b",")]
+
+
+def _named_by_connection(headers: Headers) -> Container[bytes]:
+    """Headers that a request's Connection headers declare to be hop-by-hop."""
     for key, value in headers:
-        if key == name and value.lower() not in (b"keep-alive", b"close"):
-            return frozenset(
-                token.strip().lower() for k, v in headers if k == name for token in v.split(b",")
-            )
+        if key == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            return frozenset(name for k, v in headers if k == b"connection" for name in connection_names(v))
     return ()

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, cast
 
 import httptools
 
-from fairserve.sidecar.messages import Headers, ResponseHead
+from fairserve.sidecar.messages import Headers, ResponseHead, connection_names
 from fairserve.sidecar.options import Address
 
 #: vLLM's server drops an idle connection after 5 s; a shorter time here keeps calls off dying connections.
@@ -219,7 +219,7 @@ class UpstreamConnection:
         elif len(name) == 17 and name.lower() == b"transfer-encoding":
             self._framed = True
         elif len(name) == 10 and name.lower() == b"connection":
-            self._named += [token.strip().lower() for token in value.split(b",")]
+            self._named += connection_names(value)
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
