@@ -12,29 +12,11 @@ import pytest
 from fairserve.config import key_digest
 from tests.integration.operating import (
     Place,
-    install_custom_resources,
-    operator_process,
     two_teams,
     until,
 )
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
-
-
-@pytest.fixture(scope="module")
-def api(control_plane: ControlPlane) -> ControlPlane:
-    """The control plane, with our kinds."""
-    install_custom_resources(control_plane)
-    return control_plane
-
-
-@pytest.fixture(scope="module")
-def everywhere(api: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """An operator that serves all namespaces."""
-    log = tmp_path_factory.mktemp("operator") / "operator.log"
-    with operator_process(api.kubeconfig, log, "--all-namespaces") as running:
-        yield running
-        assert running.alive, running.log_tail()
 
 
 @pytest.fixture

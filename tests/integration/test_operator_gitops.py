@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.operating import Place, install_custom_resources, operator_process, two_teams, until
+from tests.integration.operating import Place, two_teams, until
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
@@ -25,20 +25,6 @@ OBJECTS = [
     ("applications", "agent"),
     ("servingpools", "llm"),
 ]
-
-
-@pytest.fixture(scope="module")
-def api(control_plane: ControlPlane) -> ControlPlane:
-    install_custom_resources(control_plane)
-    return control_plane
-
-
-@pytest.fixture(scope="module")
-def everywhere(api: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    log = tmp_path_factory.mktemp("operator") / "operator.log"
-    with operator_process(api.kubeconfig, log, "--all-namespaces") as running:
-        yield running
-        assert running.alive, running.log_tail()
 
 
 @pytest.fixture
