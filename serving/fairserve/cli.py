@@ -159,6 +159,54 @@ def check(file: _FOLDER = Path(), pool: _POOL = None) -> None:
 
 
 @app.command()
+def inject(
+    file: Annotated[str, typer.Option("--file", "-f", help="Manifests to read, `-` for standard input.")],
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="ServingPool of all Pod templates in which vLLM is found. Default: only those with the label"
+            " fairserve.dev/inject, which names it."
+        ),
+    ] = None,
+    image: Annotated[str, typer.Option(help="Image of the sidecar.")] = f"fairserve-sidecar:{__version__}",
+    control_port: Annotated[
+        int, typer.Option(help="The ServingPool's sidecar.controlPort.", min=1, max=65535)
+    ] = 8001,
+    drain_s: Annotated[
+        int, typer.Option(help="Seconds that running calls may go on when a Pod ends.", min=0, max=86_400)
+    ] = 30,
+    cpu: Annotated[str, typer.Option(help="CPU that the sidecar asks for.")] = "500m",
+    memory: Annotated[str, typer.Option(help="Memory that the sidecar asks for, and may use.")] = "1Gi",
+) -> None:
+    """Put a sidecar in front of vLLM in manifests, as the webhook does it to Pods.
+
+    The sidecar takes over the port that clients use, so Services, probes and scrapes stay as they are;
+    vLLM goes to a port of 127.0.0.1. What is not injected comes out unchanged; if anything is refused
+    nothing comes out and the exit status is 1. To inject again changes nothing, or brings the sidecar up to
+    date.
+
+    In the template, the annotation fairserve.dev/container names the container that is vLLM,
+    fairserve.dev/port the port that clients use, and fairserve.dev/engine-port a port of 127.0.0.1 to which
+    your own script binds vLLM. More in docs/reference/injection.md.
+
+    Example: `fairserve inject -f deployment.yaml --pool llm | kubectl apply -f -`
+    """
+    from fairserve.local.inject import inject_file
+    from fairserve_operator.manifests.injection import Settings
+
+    settings = Settings(image, control_port, drain_s, cpu, memory)
+    raise typer.Exit(
+        inject_file(
+            file,
+            pool,
+            settings,
+            write=lambda text: typer.echo(text, nl=False),
+            say=lambda line: typer.echo(line, err=True),
+        )
+    )
+
+
+@app.command()
 def demo(
     file: _FOLDER = Path("examples/01-two-teams"),
     pool: _POOL = None,

@@ -30,7 +30,7 @@ _SPECS: Mapping[str, type[BaseModel]] = {
     SERVING_POOL: ServingPoolSpec,
 }
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_SEPARATOR = re.compile(r"^---([ \t].*)?$", re.MULTILINE)
+SEPARATOR = re.compile(r"^---([ \t].*)?$", re.MULTILINE)
 #: What the API server itself adds to metadata, so that the output of `kubectl get -o yaml` can be read.
 _SERVER_METADATA = frozenset(
     (
@@ -122,7 +122,7 @@ def _read_file(file: Path) -> Iterator[Manifest | Problem]:
 def _documents(text: str) -> Iterator[tuple[int, str]]:
     """Split at `---` lines, as kubectl does, so that a syntax error stays in its document."""
     start, line = 0, 1
-    for separator in _SEPARATOR.finditer(text):
+    for separator in SEPARATOR.finditer(text):
         yield line, text[start : separator.start()]
         line += text.count("\n", start, separator.end())
         start = separator.end()
@@ -131,10 +131,10 @@ def _documents(text: str) -> Iterator[tuple[int, str]]:
 
 def _read_document(file: str, first_line: int, text: str) -> Iterator[Manifest | Problem]:
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=Loader)
         if root is None:
             return
-        document = _Loader.construct(root)
+        document = Loader.construct(root)
     except yaml.MarkedYAMLError as error:
         line = None if error.problem_mark is None else first_line + error.problem_mark.line
         yield Problem(file, line, "", f"is no valid YAML: {error.problem or error.context}")
@@ -254,8 +254,8 @@ class _Document:
         return self._lines[full]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as the API server reads it: dates are strings and a key appears once."""
+class Loader(yaml.SafeLoader):
+    """YAML as the API server reads it: dates and times are strings and a key appears once."""
 
     @classmethod
     def construct(cls, root: yaml.Node) -> object:
@@ -267,6 +267,7 @@ class _Loader(yaml.SafeLoader):
             loader.dispose()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping. Raises MarkedYAMLError for a key that appears twice."""
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
@@ -277,8 +278,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+def _without_times(tag: str, pattern: re.Pattern[str]) -> tuple[str, re.Pattern[str]]:
+    """A resolver of numbers that takes 22:30 for a text: YAML 1.1 has numbers to the base 60."""
+    is_number = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    return tag, re.compile(f"(?!.*:)(?:{pattern.pattern})", re.VERBOSE) if is_number else pattern
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [_without_times(*each) for each in resolvers if each[0] != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 

@@ -1,0 +1,88 @@
+"""Reading a shell script just far enough to know that words appended to it are vLLM's arguments.
+
+This is no shell. A script is a list of simple commands, one after the other, of which the last starts vLLM;
+everything else (pipes, redirections, branches, subshells, comments behind a command) is not understood, and
+what is not understood is not touched.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+_SHELLS = frozenset(("sh", "bash", "dash", "ash", "zsh", "ksh"))
+_RUNS_SCRIPT = re.compile(r"-[a-z]*c[a-z]*")
+_PUNCTUATION = ";&|<>()"
+_CONTINUED = re.compile(r"\\\n")
+#: Kubernetes' own expansion, or a command's output: one word, or several, that nobody here knows.
+_SUBSTITUTED = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
+_STARTS_VLLM = re.compile(r"\bvllm\s+serve\b|\bvllm[./]entrypoints[./][\w./]*api_server")
+
+
+class UnreadableError(ValueError):
+    """A script that is not understood. The message says what is in the way."""
+
+
+def script_at(argv: Sequence[str]) -> int | None:
+    """Where in an argument list the script of `sh -c` is; None if no shell is started."""
+    if not argv or PurePosixPath(argv[0]).name not in _SHELLS:
+        return None
+    for index, word in enumerate(argv[1:], start=1):
+        if not word.startswith("-"):
+            return None
+        if _RUNS_SCRIPT.fullmatch(word):
+            return index + 1 if index + 1 < len(argv) else None
+    return None
+
+
+def mentions_vllm(script: str) -> bool:
+    """Whether a script seems to start vLLM somewhere."""
+    return _STARTS_VLLM.search(_CONTINUED.sub(" ", script)) is not None
+
+
+def last_command(script: str) -> list[str]:
+    """The words of the script's last command, quotes removed. Raises UnreadableError."""
+    if script.rstrip().endswith("\\"):
+        raise UnreadableError("it ends within a line")
+    *earlier, last = _commands(script.rstrip())
+    if not last:
+        raise UnreadableError("it ends without a command")
+    if any(mentions_vllm(" ".join(command)) for command in earlier):
+        raise UnreadableError("it starts vLLM and goes on after that")
+    return last
+
+
+def _commands(script: str) -> list[list[str]]:
+    text = _SUBSTITUTED.sub(r"$\1", _CONTINUED.sub(" ", script))
+    for sign, what in (("`", "a command's output in backticks"), ("$(", "a command's output $(...)")):
+        if sign in text:
+            raise UnreadableError(f"it has {what}")
+    lines = text.splitlines()
+    if lines and _is_comment(lines[-1]):
+        raise UnreadableError("it ends in a comment")
+    lines = [line for line in lines if not _is_comment(line)]
+    lexer = shlex.shlex(" ; ".join(lines), posix=True, punctuation_chars=_PUNCTUATION)
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    commands: list[list[str]] = [[]]
+    try:
+        for word in lexer:
+            if word in (";", "&&"):
+                commands.append([])
+            elif word and not word.strip(_PUNCTUATION):
+                raise UnreadableError(f"it has {word!r}")
+            elif word.startswith("#"):
+                raise UnreadableError("it has a comment behind a command")
+            else:
+                commands[-1].append(word)
+    except ValueError as error:
+        if isinstance(error, UnreadableError):
+            raise
+        raise UnreadableError(f"its quotes don't match ({error})") from error
+    return commands
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("#")
