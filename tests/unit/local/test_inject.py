@@ -143,8 +143,8 @@ def test_a_leaders_template_is_injected_without_its_workers():
         (UNLABELLED, "nothing to inject: label a Pod template fairserve.dev/inject: <ServingPool>"),
         (
             f"{LABELLED}---\n{LABELLED.replace('image: vllm', 'args: [--uds=x], image: vllm')}",
-            f'stdin:{len(LABELLED.splitlines()) + 2}: Deployment "llm": spec.template.spec.containers[0].args: '
-            "--uds",
+            f'stdin:{len(LABELLED.splitlines()) + 2}: Deployment "llm": spec.template.spec.containers[0].args'
+            ": --uds",
         ),
         (
             UNLABELLED.replace("name: llm\n", "name: llm\n  labels: {fairserve.dev/inject: llm}\n"),
