@@ -208,7 +208,7 @@ def _put(present: list[dict[str, Any]] | None, ours: list[dict[str, Any]]) -> li
     result = list(present or ())
     for entry in ours:
         for index, each in enumerate(result):
-            if each["name"] == entry["name"]:
+            if each.get("name") == entry["name"]:
                 result[index] = entry
                 break
         else:

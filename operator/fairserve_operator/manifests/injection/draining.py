@@ -90,7 +90,10 @@ def _own_hook(hook: Handler | None, python: str, field: str) -> list[str]:
             raise RefusedError(f"{field}.exec.command", "is no list of texts")
         return command[6:] if command[3:4] == [_MARK] else command
     if hook.sleep is not None:
-        return [python, "-c", f"import time; time.sleep({int(hook.sleep.get('seconds') or 0)})"]
+        seconds = hook.sleep.get("seconds")
+        if not isinstance(seconds, int):
+            raise RefusedError(f"{field}.sleep.seconds", "is no whole number")
+        return [python, "-c", f"import time; time.sleep({seconds})"]
     raise RefusedError(
         field,
         "vLLM must wait there until the sidecar has drained, and a container has one hook: make it an exec "

@@ -65,8 +65,7 @@ class CommandLine:
         for index, word in enumerate(self.flags):
             name, equals, value = word.partition("=")
             if _canonical(name) == flag:
-                following = self.flags[index + 1 : index + 2]
-                found = value if equals else next(iter(following), "")
+                found = value if equals else _argument(self.flags, index)
         return found
 
     @property
@@ -177,6 +176,9 @@ def check(line: CommandLine) -> None:
     for flag, why in _IMPOSSIBLE.items():
         if line.value(flag) is not None:
             raise RefusedError(line.field, f"{flag}: {why}")
+    for flag in ("--host", "--port"):
+        if line.value(flag) == "":
+            raise RefusedError(line.field, f"{flag} has no value")
 
 
 def relocate(container: dict[str, Any], line: CommandLine, engine_port: int) -> None:
@@ -250,6 +252,12 @@ def _is_python(word: str) -> bool:
     return PurePosixPath(word).name.startswith("python")
 
 
+def _argument(words: Sequence[str], at: int) -> str:
+    """What belongs to the flag there; empty if it stands alone."""
+    following = words[at + 1] if at + 1 < len(words) else ""
+    return "" if following.startswith("--") else following
+
+
 def _canonical(flag: str) -> str:
     return flag.replace("_", "-") if flag.startswith("--") else flag
 
@@ -265,10 +273,8 @@ def _with(words: Sequence[str], flag: str, value: str) -> list[str]:
         found = True
         if equals:
             changed[index] = f"{name}={value}"
-        elif index + 1 < len(changed):
+        elif _argument(words, index):
             changed[index + 1] = value
-        else:
-            changed.append(value)
     return changed if found else [*changed, flag, value]
 
 

@@ -62,10 +62,10 @@ def sidecar_probes(control_port: int) -> dict[str, Any]:
 
 
 def _ask_engine(probe: dict[str, Any], engine: Engine, field: str) -> None:
-    names = {port.name for port in engine.container.ports if port.container_port == engine.port}
+    names = [port.name for port in engine.container.ports if port.container_port == engine.port and port.name]
     for action in ("httpGet", "tcpSocket"):
         asked = probe.get(action)
-        if not isinstance(asked, dict) or asked.get("port") not in {engine.port, *names} - {None}:
+        if not isinstance(asked, dict) or asked.get("port") not in (engine.port, *names):
             continue
         if action == "httpGet":
             if asked.get("scheme") == "HTTPS":
