@@ -178,7 +178,7 @@ def inject(
     cpu: Annotated[str, typer.Option(help="CPU that the sidecar asks for.")] = "500m",
     memory: Annotated[str, typer.Option(help="Memory that the sidecar asks for, and may use.")] = "1Gi",
 ) -> None:
-    """Put a sidecar in front of vLLM in manifests, as the webhook does it to Pods.
+    """Put a sidecar in front of vLLM in manifests.
 
     The sidecar takes over the port that clients use, so Services, probes and scrapes stay as they are;
     vLLM goes to a port of 127.0.0.1. What is not injected comes out unchanged; if anything is refused
@@ -194,7 +194,10 @@ def inject(
     from fairserve.local.inject import inject_file
     from fairserve_operator.manifests.injection import Settings
 
-    settings = Settings(image, control_port, drain_s, cpu, memory)
+    try:
+        settings = Settings(image, control_port, drain_s, cpu, memory)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     raise typer.Exit(
         inject_file(
             file,

@@ -75,13 +75,13 @@ def holds(template: dict[str, Any]) -> Injected | None:
     return result
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(spoilt())
 def test_a_spoilt_template_is_injected_or_refused(template):
     holds(template)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(FLAGS, FLAGS, st.sampled_from(["exec", "image", "script"]))
 def test_any_flags_end_with_vllm_on_the_loopback(first, second, form):
     container: dict[str, Any] = {"name": "vllm", "image": "vllm/vllm-openai"}

@@ -1,4 +1,4 @@
-"""`fairserve inject`: the sidecar put in front of vLLM in manifests, as the webhook would do it to the Pods.
+"""`fairserve inject`: the sidecar put in front of vLLM in manifests.
 
 What is not injected comes out as it went in, to the letter. Either everything comes out or nothing, so that
 `fairserve inject -f - | kubectl apply -f -` applies no half.
@@ -136,7 +136,7 @@ class _Document:
         if kind not in _TEMPLATES:
             if outside:
                 self._result.notes.append(
-                    f"{subject}: the cluster makes its Pods, so the webhook injects them"
+                    f"{subject}: the cluster makes its Pods, so nothing is injected here"
                 )
             return False
         if outside:

@@ -162,15 +162,22 @@ def test_one_refusal_holds_back_everything(text, words):
     assert words in result.stderr
 
 
+@pytest.mark.parametrize("option", [("--cpu", "half"), ("--memory", "1 Gi"), ("--image", " ")])
+def test_a_wrong_option_is_named(option):
+    result = CliRunner().invoke(cli.app, ["inject", "-f", "-", *option], input=LABELLED)
+    assert result.exit_code == 2
+    assert f"{option[0].removeprefix('--')}: {option[1]!r} is no" in result.stderr
+
+
 def test_two_pools_for_one_template_are_refused():
     result = inject(LABELLED, "--pool", "other")
     assert result.exit_code == 1
     assert "is 'llm', and pool 'other' was asked for" in result.stderr
 
 
-def test_who_makes_pods_in_the_cluster_is_left_to_the_webhook():
+def test_whose_pods_the_cluster_makes_is_left_as_it_is():
     service = "kind: InferenceService\nmetadata: {name: x, labels: {fairserve.dev/inject: llm}}\n"
     result = inject(f"{LABELLED}---\n{service}")
     assert result.exit_code == 0
     assert result.stdout.endswith(service)
-    assert 'InferenceService "x": the cluster makes its Pods, so the webhook injects them' in result.stderr
+    assert 'InferenceService "x": the cluster makes its Pods, so nothing is injected here' in result.stderr

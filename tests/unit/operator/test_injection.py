@@ -435,6 +435,8 @@ def test_what_somebody_changed_since_is_refused():
     changed = copy.deepcopy(once)
     container(changed, "vllm")["args"] = ["--port", "8000"]
     assert "must have --host 127.0.0.1 and --port 18000" in refused(changed)
+    container(changed, "vllm")["args"] = [*container(once, "vllm")["args"], "--uds=/tmp/s"]
+    assert "--uds: vLLM serves on a Unix socket" in refused(changed)
     gone = copy.deepcopy(once)
     del gone["spec"]["initContainers"]
     assert "a sidecar before 'vllm' that is not here" in refused(gone)

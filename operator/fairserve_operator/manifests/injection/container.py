@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ _BOOT_FOLDER, _STATE_FOLDER = "/etc/fairserve", "/var/lib/fairserve"
 #: Parts of a long document that a Pod can boot from, of each slot. Beyond it waits for the operator's push.
 _PARTS = 2
 _SLOTS = ("a", "b")
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?")
 #: The image's user.
 _USER = 65532
 
@@ -30,6 +32,14 @@ class Settings:
     drain_s: int = 30  #: how long running calls may go on when a Pod ends
     cpu: str = "500m"  #: asked for; no limit, because a throttled sidecar delays every stream
     memory: str = "1Gi"  #: asked for, and the limit
+
+    def __post_init__(self) -> None:
+        """Raises ValueError that names the field."""
+        if not self.image or re.search(r"\s", self.image):
+            raise ValueError(f"image: {self.image!r} is no image")
+        for name, value in (("cpu", self.cpu), ("memory", self.memory)):
+            if not _QUANTITY.fullmatch(value):
+                raise ValueError(f"{name}: {value!r} is no quantity, such as 500m or 1Gi")
 
 
 def sidecar(engine: Engine, spec: PodSpec, settings: Settings) -> dict[str, Any]:
