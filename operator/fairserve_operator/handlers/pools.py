@@ -1,8 +1,8 @@
 """One ServingPool: from the namespace's objects to what its sidecars are told.
 
-The boot Secret is written before any sidecar is aimed at a document, so that a generation that a sidecar
-has seen is always stored. A pool is compiled anew only where something changed that is compiled in; Pods
-come and go without.
+Sidecars are told at once, and the boot Secret, which takes longer, is written meanwhile. Whoever finds
+sidecars with a generation that was never stored overtakes it (`generations.next_generation`). A pool is
+compiled anew only where something changed that is compiled in; Pods come and go without.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
-from fairserve_operator.decide.generations import Entry, entered, next_generation
+from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
 from fairserve_operator.decide.rendering import Renderer, Rendering
@@ -44,6 +44,9 @@ from fairserve_operator.manifests.boot_secret import compressed
 from fairserve_operator.manifests.events import event
 
 _log = logging.getLogger(__name__)
+
+#: Where no salt is known: digests then only show whether keys differ.
+NO_SALT = "00" * 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,8 @@ class Pool:
         self._entries: dict[ObjectKey, Entry] = {}
         self._spec: ServingPoolSpec | None = None  #: the last good one: a refused pool goes on with it
         self._generation = 0
+        self._unstored = ""  #: why the boot Secret is not what it should be
+        self._failures = 0  #: to write it, in a row
         self._document: Document | None = None
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -143,25 +148,47 @@ class Pool:
             self._boot = await self._boots.read(resource, self._boot)
             await self._compile(resource, gathered, self._boot)
             await self._program(resource, self._boot)
+            self._unstored, self._failures = "", 0
         except ConflictError as problem:
             _log.info("%s", problem, extra=about(resource.key))
             self._boot = self._boot and self._boot.unread()
+            self._not_stored(problem, at_once=False)
             return False
         except (ApiServerError, ForeignSecretError) as problem:
             _log.warning(
                 "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
             )
+            if self.compiled is None:  # Conditions need no Secret, and people should know.
+                await self._compile(resource, gathered, Boot(salt=NO_SALT, token=""))
+                self.resource, self.compiled = resource, self._candidate
+            self._not_stored(problem)
             return False
         finally:
             await self._follow_pods()
         return True
+
+    def _not_stored(self, problem: Exception, at_once: bool = True) -> None:
+        """Note why the Secret is not what it should be. One conflict is no news: the next try may do."""
+        self._failures += 1
+        if at_once or self._failures > 1:
+            self._unstored = str(problem)
+        self._changed()
 
     def status(self, delivery: Delivery, previous: Mapping[str, Any] | None, now: str) -> dict[str, Any]:
         """Tell the status that the pool should have. Only after the first compilation."""
         if self.compiled is None:
             raise AssertionError("a pool that was never compiled has no status")
         verdict = None if self._watch is None else self._watch.verdict
-        return pool_status(self.resource, self.compiled, self._generation, delivery, verdict, previous, now)
+        return pool_status(
+            self.resource,
+            self.compiled,
+            self._generation,
+            delivery,
+            verdict,
+            previous,
+            now,
+            unstored=self._unstored,
+        )
 
     def entered_at(self, key: ObjectKey) -> int | None:
         """Since which generation the pool has the object as it is now; None if it leaves it out.
@@ -233,24 +260,29 @@ class Pool:
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
             return
         content_hash = rendering.content_hash
-        seen = self.delivery.highest_seen
-        generation = next_generation(boot.content_hash, boot.generation, content_hash, seen)
         document = self._document
+        at, of = newest(
+            (boot.generation, boot.content_hash),
+            (0, None) if document is None else (document.generation, document.content_hash),
+        )
+        generation = next_generation(of, at, content_hash, self.delivery.highest_seen)
         if document is None or (document.generation, document.content_hash) != (generation, content_hash):
             packed = await asyncio.to_thread(lambda: compressed(rendering.document(generation)))
             document = Document(generation, content_hash, packed, rendering)
         its_keys = issuers_keys(compiled.config.identity.token_issuers)
-        packed = document.body_gz
-        self._boot = await self._boots.write(resource, boot, generation, content_hash, packed, its_keys)
+        stored = generation, content_hash, document.body_gz, its_keys
+        if not boot.intact:  # Nobody knows its token before it is stored.
+            boot = self._boot = await self._boots.write(resource, boot, *stored)
         # From here to the end of aim() nothing waits: status never mixes the old and the new.
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
-        self.delivery.aim(document, compiled.spec.sidecar.control_port, self._boot.token)
+        self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
         if self._surveying is None:
             survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
             self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
+        self._boot = await self._boots.write(resource, boot, *stored)
 
     def _ports(self) -> list[ControlPort]:
         """Where the sidecars are that can be asked now."""

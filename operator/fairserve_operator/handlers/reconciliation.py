@@ -21,12 +21,8 @@ from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENAN
 from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.measures import PoolView
-from fairserve_operator.handlers.pools import Digests, Gathered, Pool, World, issuer_keys
+from fairserve_operator.handlers.pools import NO_SALT, Digests, Gathered, Pool, World, issuer_keys
 from fairserve_operator.handlers.publication import same
-
-#: For a namespace without pools, where digests only show whether keys differ.
-_ANY_SALT = "00" * 16
-
 
 #: Objects whose status is looked at before others may run.
 _BREATH = 500
@@ -38,8 +34,8 @@ class _Looked(NamedTuple):
     resource: Resource
     conditions: tuple[Condition, ...]
     held: Mapping[str, Any] | None  #: its status as the API server holds it
-    entered: list[int]  #: the generation of each pool that first has the object as it is
-    progress: list[Progress]
+    entered: tuple[int, ...]  #: the generation of each pool that first has the object as it is
+    progress: tuple[Progress, ...]
     survey: int  #: which one told of its work
     written: bool = False  #: whether a new status was to be written then
 
@@ -77,8 +73,9 @@ class Namespace:
         self._digests = Digests(world.store)
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
-        self.refreshed = 0  #: objects of which only the Pods had changed, in the last `statuses`
-        self.postponed = 0  #: ... and those that are left for the next
+        self.refreshed = 0  #: how many the last `refreshes` yielded
+        self._moved: list[Resource] = []  #: objects of which only the Pods or their work have changed
+        self._deliveries: list[tuple[Pool, Delivery]] = []  #: as of the last `statuses`
         #: What was looked at when an object's status was last found to be held as it should be.
         self._settled_status: dict[ObjectKey, _Looked] = {}
         #: What all sidecars tell of their work, and each Tenant's part of all weights; as of the last survey.
@@ -116,24 +113,22 @@ class Namespace:
         """What the gauges of `/metrics` say of each pool."""
         return (pool.view() for pool in self._pools.values())
 
-    async def statuses(self, refreshed: int) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
-        """The status of each object whose status isn't held as it should be now, pools first.
+    async def statuses(self) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status of each object that somebody waits for, pools first: all that isn't held as it should
+        be, but for what `refreshes` yields.
 
-        Each is computed when it is asked for. Objects of which nothing changed cost a comparison. Where a
-        Pod comes or goes every object's count of Pods is another one, and every survey tells of work: of
-        objects of which nothing else has changed there are at most `refreshed`, and `postponed` tells how
-        many are left.
+        Each is computed when it is asked for. Objects of which nothing changed cost a comparison.
         """
-        self.postponed = self.refreshed = 0
+        self._moved = []
         if self._gathered is None:
             return
         now = rfc3339(self._world.clock())
-        pools = [
+        self._deliveries = [
             (pool, Delivery(pool.resource.key.name, pool.delivery.acks()))
             for pool in self._pools.values()
             if pool.compiled is not None
         ]
-        for pool, delivery in pools:
+        for pool, delivery in self._deliveries:
             held = self._held(pool.resource.key)
             status = pool.status(delivery, held, now)
             status |= self._activity(pool.resource.key, held, pool.report)
@@ -141,31 +136,69 @@ class Namespace:
                 yield pool.resource, status
         before, self._settled_status = self._settled_status, {}
         for number, resource in enumerate((*self._gathered.applications, *self._gathered.tenants)):
-            key = resource.key
-            if (conditions := self._conditions.get(key)) is None:
+            looked = self._look(resource)
+            if looked is None:
                 continue
-            into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
-            held = self._held(key)
-            progress = [sent.progress(at) for sent, at in into]
-            looked = _Looked(resource, conditions, held, [at for _, at in into], progress, self._surveys)
-            known = before.get(key)
+            key, known = resource.key, before.get(resource.key)
             alone = known is not None and looked.work_alone(known)
-            if known is None or not alone or known.written or looked.moved(known):
-                if known is not None and alone and looked.moved(known) and self.refreshed >= refreshed:
-                    self.postponed += 1
-                    self._settled_status[key] = known
-                    continue
-                tell = tenant_status if key.kind == TENANT else application_status
-                status = tell(resource, conditions, into, held, now)
-                status |= self._activity(key, held, self._report)
-                if not same(status, held or {}):
-                    self.refreshed += alone
-                    self._settled_status[key] = looked._replace(written=True)
-                    yield resource, status
-                    continue
-            self._settled_status[key] = looked
+            if known is not None and alone and looked.moved(known):
+                self._settled_status[key] = known
+                self._moved.append(resource)
+            elif known is not None and alone and not known.written:
+                self._settled_status[key] = looked
+            elif (news := self._anew(looked, now)) is not None:
+                yield resource, news
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
+
+    async def refreshes(
+        self, most: int, hurry: Callable[[], bool]
+    ) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status of objects of which only the Pods or their work have changed since `statuses`.
+
+        Where a Pod comes or goes every object's count of Pods is another one, and every survey tells of work.
+        So there are at most `most`, none once there is a `hurry`, and `postponed` tells how many are left.
+        """
+        now, self.refreshed = rfc3339(self._world.clock()), 0
+        while self._moved and self.refreshed < most and not hurry():
+            looked = self._look(self._moved.pop())
+            if looked is None:
+                continue
+            known = self._settled_status.get(looked.resource.key)
+            if known is None or not looked.work_alone(known):
+                continue  # It is somebody's by now, whom `statuses` tells.
+            if (status := self._anew(looked, now)) is not None:
+                self.refreshed += 1
+                yield looked.resource, status
+
+    @property
+    def postponed(self) -> int:
+        """Objects of which `refreshes` has something to tell."""
+        return len(self._moved)
+
+    def _look(self, resource: Resource) -> _Looked | None:
+        """What the object's status is made of; None while it is in no compilation."""
+        key = resource.key
+        if (conditions := self._conditions.get(key)) is None:
+            return None
+        into = self._into(key)
+        entered = tuple([at for _, at in into])
+        progress = tuple([sent.progress(at) for sent, at in into])
+        return _Looked(resource, conditions, self._held(key), entered, progress, self._surveys)
+
+    def _into(self, key: ObjectKey) -> list[tuple[Delivery, int]]:
+        """Since which generation each pool has the object as it is."""
+        return [(sent, at) for pool, sent in self._deliveries if (at := pool.entered_at(key)) is not None]
+
+    def _anew(self, looked: _Looked, now: str) -> dict[str, Any] | None:
+        """The object's status; None if it is held like that."""
+        key = looked.resource.key
+        tell = tenant_status if key.kind == TENANT else application_status
+        status = tell(looked.resource, looked.conditions, self._into(key), looked.held, now)
+        status |= self._activity(key, looked.held, self._report)
+        news = not same(status, looked.held or {})
+        self._settled_status[key] = looked._replace(written=news)
+        return status if news else None
 
     async def close(self) -> None:
         """Stop acting; nothing is undone."""
@@ -237,7 +270,7 @@ class Namespace:
         for pool in self._pools.values():
             if pool.compiled is not None:
                 return pool.compiled.conditions
-        found = self._digests.under(_ANY_SALT, gathered.needs.secrets)
+        found = self._digests.under(NO_SALT, gathered.needs.secrets)
         keys = issuer_keys(self._world.store, self._world.keyring, gathered.needs.keys, {})
         return examine(gathered.tenants, gathered.applications, found, keys)
 

@@ -192,13 +192,15 @@ async def test_refused_pool_goes_on_with_its_last_document() -> None:
 async def test_api_server_that_fails_is_tried_again() -> None:
     async with operating() as operated:
         await operated.until_condition("team-a", "Programmed", "True")
+        version = int(operated.world.cluster.secrets["ns", "fairserve-llm"]["metadata"]["resourceVersion"])
+        operated.world.store.put_secret("ns", "fairserve-llm", version, {})
         operated.world.cluster.broken = ApiServerError("Secret", 500, "etcd is away")
         operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
         calls = operated.world.cluster.calls
         await until(lambda: operated.world.cluster.calls > calls + 3, "several tries")
-        assert operated.running() == {1}  # No sidecar sees a generation that is not stored.
+        await until(lambda: operated.running() == {2}, "the change, for which sidecars need no API server")
         operated.world.cluster.broken = None
-        await until(lambda: operated.running() == {2}, "the changed document")
+        await until(lambda: operated.boot().generation == 2, "the changed document in the Secret")
 
 
 async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> None:
@@ -215,15 +217,20 @@ async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> 
         assert operated.boot().identity.salt == before.identity.salt
 
 
-async def test_document_that_is_not_stored_counts_as_programmed_nowhere() -> None:
+async def test_document_that_can_not_be_stored_is_delivered_and_the_pool_says_so() -> None:
     async with operating() as operated:
         await operated.until_condition("team-a", "Programmed", "True")
         operated.world.cluster.conflicts = 1_000_000
         operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
-        await operated.until_condition("team-a", "Programmed", "False")
+        await until(lambda: operated.observed("team-a") == 2, "the change in force")
+        assert operated.condition("team-a", "Programmed")["status"] == "True"
+        told = await operated.until_condition("llm", "Programmed", "False")
+        assert told["reason"] == "NotStored"
+        assert "fairserve-llm" in told["message"]
+        assert operated.boot().generation == 1
         operated.world.cluster.conflicts = 0
-        done = await operated.until_condition("team-a", "Programmed", "True")
-        assert done["observedGeneration"] == 2
+        await operated.until_condition("llm", "Programmed", "True")
+        assert operated.boot().generation == 2
 
 
 async def test_existing_boot_secret_is_adopted_and_not_rewritten() -> None:
@@ -257,6 +264,9 @@ async def test_secret_of_somebody_else_is_left_alone() -> None:
         calls = world.cluster.calls
         await until(lambda: world.cluster.calls > calls + 10, "several tries")
         assert world.cluster.secrets["ns", "fairserve-llm"] == foreign
+        told = await operated.until_condition("llm", "Programmed", "False")
+        assert told["reason"] == "NotStored"
+        assert "somebody else's" in told["message"]
 
 
 async def test_edited_boot_secret_is_put_right() -> None:
