@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -45,6 +45,14 @@ class Running:
 
     generation: int
     content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a sidecar runs, and all that it tells of itself."""
+
+    running: Running
+    told: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,22 +142,15 @@ class SidecarClient:
             case other:
                 return _failure(other)
 
-    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
-        """Which document the sidecar runs."""
+    async def get_state(self, port: ControlPort) -> State | Rejected | Unreachable:
+        """What the sidecar runs and does."""
         match await self._call("GET", port, "/state"):
-            case 200, {"generation": int(generation), "hash": str(content_hash)}:
-                return Running(generation, content_hash)
-            case 200, {"generation": None | 0}:
-                return Running(0, "")
+            case 200, {"generation": int(generation), "hash": str(content_hash), **told}:
+                return State(Running(generation, content_hash), told)
+            case 200, {"generation": None | 0, **told}:
+                return State(Running(0, ""), told)
             case other:
                 return _failure(other)
-
-    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
-        """All that a sidecar tells of itself, None where it gives no usable answer."""
-        match await self._call("GET", port, "/state"):
-            case 200, dict() as state:
-                return state
-        return None
 
     async def close(self) -> None:
         """Drop the connections."""

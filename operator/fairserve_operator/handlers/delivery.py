@@ -14,9 +14,10 @@ import asyncio
 import gzip
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from fairserve_operator.clients.sidecars import (
     ControlPort,
@@ -24,6 +25,7 @@ from fairserve_operator.clients.sidecars import (
     OverloadTaken,
     Rejected,
     Running,
+    State,
     Unreachable,
 )
 from fairserve_operator.decide.conditions import rfc3339
@@ -40,6 +42,9 @@ _LANE = 128
 _SLOW_LANE = 32
 #: How long a call may hold its slot, in seconds: who takes longer hangs, and holds up nobody else.
 _LONGEST_HOLD_S = 1.0
+
+#: Looks at one sidecar are as far apart as its pace says, times at most this.
+_LATEST_LOOK = 1.2
 
 #: How many documents can be the base of a difference. They share nearly everything.
 _BASES = 8
@@ -130,7 +135,8 @@ class _Link:
 class PoolDelivery:
     """All sidecars of one pool.
 
-    `changed` is called whenever `acks` may have changed, `outdated` when `highest_seen` has risen.
+    `changed` is called whenever `acks` may have changed, `outdated` when `highest_seen` has risen, `heard` with
+    a Pod's uid and what its sidecar tells of itself.
     """
 
     def __init__(
@@ -141,6 +147,7 @@ class PoolDelivery:
         tasks: Tasks,
         changed: Callable[[], None],
         outdated: Callable[[], None],
+        heard: Callable[[str, Mapping[str, Any]], None],
         clock: Clock,
         rng: random.Random,
         pace: Pace = Pace(),
@@ -151,6 +158,7 @@ class PoolDelivery:
         self._tasks = tasks
         self._changed = changed
         self._outdated = outdated
+        self._heard = heard
         self._clock = clock
         self._rng = rng
         self._pace = pace
@@ -327,9 +335,10 @@ class PoolDelivery:
         async with self._lanes.slot(link.failures > 0):
             answer = await self._sidecars.get_state(self._port(link))
         match answer:
-            case Running():
+            case State(running, told):
                 link.refused = None  # Worth another try: it may have been replaced by a newer version.
-                self._believe(link, answer)
+                self._believe(link, running)
+                self._heard(link.pod.uid, told)
                 return self._reached(link)
             case Rejected() | Unreachable():
                 self._awaited.discard(link)
@@ -396,9 +405,15 @@ class PoolDelivery:
             self._changed()
         return False
 
+    def round_s(self) -> float | None:
+        """The time in which every sidecar is asked what it runs; None where there is no Pod."""
+        return self._between_s() * _LATEST_LOOK if self._links else None
+
+    def _between_s(self) -> float:
+        return max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)
+
     def _resync_s(self) -> float:
-        between = max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)
-        return between * self._rng.uniform(0.8, 1.2)
+        return self._between_s() * self._rng.uniform(2.0 - _LATEST_LOOK, _LATEST_LOOK)
 
     def _retry_s(self, link: _Link) -> float:
         longest = min(self._pace.first_retry_s * 2.0 ** min(link.failures - 1, 30), self._pace.last_retry_s)

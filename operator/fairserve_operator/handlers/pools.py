@@ -17,7 +17,6 @@ from typing import Any, Literal
 from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
-from fairserve_operator.clients.sidecars import ControlPort
 from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
@@ -37,7 +36,7 @@ from fairserve_operator.handlers.keys import Keyring
 from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
 from fairserve_operator.handlers.store import Pod, Store
-from fairserve_operator.handlers.survey import Survey, SurveyPace
+from fairserve_operator.handlers.survey import Survey
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.logs import about
 from fairserve_operator.manifests.boot_secret import compressed
@@ -64,7 +63,6 @@ class World:
     pace: Pace = field(default_factory=Pace)
     keyring: Keyring = field(default_factory=Keyring)
     measures: Measures = field(default_factory=Measures)
-    survey_pace: SurveyPace = field(default_factory=SurveyPace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +95,7 @@ class Pool:
     ) -> None:
         self.resource = resource
         self.compiled: Compiled | None = None
+        self._survey = Survey(self._told)
         self.delivery = PoolDelivery(
             resource.key.name,
             world.sidecars,
@@ -104,6 +103,7 @@ class Pool:
             world.tasks,
             changed,
             outdated,
+            self._survey.heard,
             world.clock,
             world.rng,
             world.pace,
@@ -208,9 +208,12 @@ class Pool:
 
     @property
     def settled(self) -> bool:
-        """Whether every sidecar was given its document once, and the overload signals were read once."""
+        """Whether every sidecar was asked what it does and given its document once, and the overload signals were
+        read once.
+        """
         evaluated = self._watch is None or self._watch.verdict is not None
-        return evaluated and self.delivery.settled
+        surveyed = self._surveying is None or self._survey.begun
+        return evaluated and surveyed and self.delivery.settled
 
     def view(self) -> PoolView:
         """Tell what the gauges of `/metrics` say of it."""
@@ -279,17 +282,10 @@ class Pool:
         self._document = document
         self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
         if self._surveying is None:
-            survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
-            self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
+            rounds = self._survey.run(lambda: self.delivery.settled, self.delivery.round_s)
+            self._surveying = self._world.tasks.start(rounds, f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
         self._boot = await self._boots.write(resource, boot, *stored)
-
-    def _ports(self) -> list[ControlPort]:
-        """Where the sidecars are that can be asked now."""
-        if self._spec is None or self._boot is None:
-            return []
-        port, token = self._spec.sidecar.control_port, self._boot.token
-        return [ControlPort(pod.ip, port, token) for pod in self._pods(self._spec)]
 
     def _told(self, report: Report) -> None:
         self.report = report

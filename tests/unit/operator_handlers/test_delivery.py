@@ -41,6 +41,7 @@ class Delivered(PoolDelivery):
             world.tasks,
             self._count_change,
             self._count_outdated,
+            lambda pod, state: None,
             lambda: world.now,
             random.Random(3),
             pace,

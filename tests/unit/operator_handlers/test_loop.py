@@ -21,8 +21,16 @@ from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
 from fairserve_operator.handlers.census import forget_vanished, require_custom_resources
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
-from fairserve_operator.handlers.survey import SurveyPace
-from tests.unit.operator_handlers.world import FakeCluster, FakeWorld, fake_world, pod, resource, rest, until
+from tests.unit.operator_handlers.world import (
+    FAST,
+    FakeCluster,
+    FakeWorld,
+    fake_world,
+    pod,
+    resource,
+    rest,
+    until,
+)
 
 TIMING = Timing(
     quiet_s=0.002, burst_s=0.05, settle_s=0.05, first_settle_s=0.1, first_retry_s=0.001, last_retry_s=0.002
@@ -354,8 +362,7 @@ def working(**service: float) -> dict[str, Any]:
 
 
 async def test_statuses_show_the_sidecars_work_and_change_only_with_it() -> None:
-    async with fake_world() as world:
-        world.world = replace(world.world, survey_pace=SurveyPace(first_s=0.01, interval_s=0.01, per_pod_s=0))
+    async with fake_world(FAST) as world:
         operated = Operated(world)
         for name in ("a", "b"):
             world.store.put_pod(pod(name), 1)
@@ -368,11 +375,11 @@ async def test_statuses_show_the_sidecars_work_and_change_only_with_it() -> None
         await until(lambda: operated.status("team-a").get("share") == shares, "the share")
         await until(lambda: operated.status("llm").get("window") == 16, "the window")
 
-        written, surveyed = len(world.cluster.statuses), len(world.sidecars.surveyed)
-        await until(lambda: len(world.sidecars.surveyed) > surveyed + 10, "more surveys")
+        written, looks = len(world.cluster.statuses), len(world.sidecars.looks)
+        await until(lambda: len(world.sidecars.looks) > looks + 10, "more surveys")
         assert len(world.cluster.statuses) == written
         world.sidecars.down = {"a", "b"}  # Whose work is unknown did not cease to work.
-        await until(lambda: len(world.sidecars.surveyed) > surveyed + 20, "surveys without answers")
+        await until(lambda: len(world.sidecars.looks) > looks + 20, "surveys without answers")
         assert len(world.cluster.statuses) == written
         world.sidecars.down = set()
         for name in ("a", "b"):
@@ -384,12 +391,13 @@ async def test_what_was_shown_of_work_stays_until_sidecars_were_asked_again() ->
     async with fake_world() as world:
         operated = Operated(world)
         world.store.put_pod(pod("a"), 1)
+        world.sidecars.down = {"a"}
         shown = {"share": {"configuredPercent": 10, "achievedPercent": 20}, "refusedInteractionsLastHour": 5}
         world.store.put(resource(SERVING_POOL, "llm", POOL), 1, {"window": 7})
         world.store.put(resource(TENANT, "team-a", {}), 1, shown)
         await operated.loop.start()
-        await operated.until_condition("team-a", "Programmed", "True")
-        await operated.until_condition("llm", "Programmed", "True")
+        await operated.until_condition("team-a", "Programmed", "False")
+        await operated.until_condition("llm", "Programmed", "False")
         assert {name: operated.status("team-a")[name] for name in shown} == shown
         assert operated.status("llm")["window"] == 7
 
