@@ -135,8 +135,8 @@ class _Link:
 class PoolDelivery:
     """All sidecars of one pool.
 
-    `changed` is called whenever `acks` may have changed, `outdated` when `highest_seen` has risen, `heard` with
-    a Pod's uid and what its sidecar tells of itself.
+    `changed` is called whenever `acks` may have changed, `outdated` when `highest_seen` has risen, `heard`
+    with a Pod's uid and what its sidecar tells of itself.
     """
 
     def __init__(

@@ -208,8 +208,8 @@ class Pool:
 
     @property
     def settled(self) -> bool:
-        """Whether every sidecar was asked what it does and given its document once, and the overload signals were
-        read once.
+        """Whether every sidecar was asked what it does and given its document once, and the overload
+        signals were read once.
         """
         evaluated = self._watch is None or self._watch.verdict is not None
         surveyed = self._surveying is None or self._survey.begun
