@@ -41,7 +41,7 @@ class PodAck:
     last_ack_time: str | None = None  #: RFC 3339
 
 
-#: Pool, generation that is waited for, pods that have it, pods, the worst pod.
+#: Pool, generation that is waited for (0: none), pods that have it, pods, the worst pod.
 Progress: TypeAlias = tuple[str, int, int, int, PodAck | None]
 
 

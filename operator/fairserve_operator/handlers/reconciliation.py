@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from fairserve_operator.decide.activity import (
@@ -39,11 +40,16 @@ class _Looked(NamedTuple):
     survey: int  #: which one told of its work
     written: bool = False  #: whether a new status was to be written then
 
-    def moved(self, before: _Looked) -> bool:
-        """Whether Pods are elsewhere than before, or may tell of other work."""
-        return self.progress != before.progress or self.survey != before.survey
+    def urgency(self, before: _Looked | None) -> _Urgency:
+        """How soon the object's status has to be looked at again."""
+        if before is None or not self.alone(before):
+            return _Urgency.NOW
+        if self.progress == before.progress and self.survey == before.survey:
+            return _Urgency.NOW if before.written else _Urgency.NEVER
+        arrived = any(map(_behind, before.progress)) and not any(map(_behind, self.progress))
+        return _Urgency.NOW if arrived else _Urgency.LATER
 
-    def work_alone(self, before: _Looked) -> bool:
+    def alone(self, before: _Looked) -> bool:
         """Whether nothing else than where the Pods are and what they do can differ from before."""
         return (
             self.resource is before.resource
@@ -51,6 +57,18 @@ class _Looked(NamedTuple):
             and (self.conditions is before.conditions or self.conditions == before.conditions)
             and self.entered == before.entered
         )
+
+
+class _Urgency(Enum):
+    """When an object's status may have to be another one."""
+
+    NOW = auto()  #: somebody changed it, or waits until it is everywhere
+    LATER = auto()  #: Pods came or went, or tell of other work
+    NEVER = auto()
+
+
+def _behind(progress: Progress) -> bool:
+    return progress[1] > 0
 
 
 class Namespace:
@@ -139,15 +157,15 @@ class Namespace:
             looked = self._look(resource)
             if looked is None:
                 continue
-            key, known = resource.key, before.get(resource.key)
-            alone = known is not None and looked.work_alone(known)
-            if known is not None and alone and looked.moved(known):
-                self._settled_status[key] = known
-                self._moved.append(resource)
-            elif known is not None and alone and not known.written:
-                self._settled_status[key] = looked
-            elif (news := self._anew(looked, now)) is not None:
-                yield resource, news
+            known = before.get(resource.key)
+            match looked.urgency(known):
+                case _Urgency.NEVER:
+                    self._settled_status[resource.key] = looked
+                case _Urgency.LATER if known is not None:
+                    self._settled_status[resource.key] = known
+                    self._moved.append(resource)
+                case _ if (news := self._anew(looked, now)) is not None:
+                    yield resource, news
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
 
@@ -165,7 +183,7 @@ class Namespace:
             if looked is None:
                 continue
             known = self._settled_status.get(looked.resource.key)
-            if known is None or not looked.work_alone(known):
+            if known is None or not looked.alone(known):
                 continue  # It is somebody's by now, whom `statuses` tells.
             if (status := self._anew(looked, now)) is not None:
                 self.refreshed += 1

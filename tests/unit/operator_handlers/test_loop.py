@@ -150,6 +150,29 @@ async def test_change_is_told_before_the_counts_that_a_new_pod_makes_old() -> No
         await until(lambda: {operated.programmed(name) for name in names} == {"3/3"}, "all counts, in time")
 
 
+async def test_what_arrives_is_told_before_the_counts_that_a_new_pod_makes_old() -> None:
+    slowly = replace(TIMING, refresh_s=0.1, most_refreshed=2)
+    async with operating(timing=slowly) as operated:
+        names = [f"t{number}" for number in range(30)]
+        for name in names:
+            operated.put(TENANT, name, {"weight": 1})
+        for name in names:
+            await operated.until_condition(name, "Programmed", "True")
+        operated.world.sidecars.down = {"b"}
+        operated.put(TENANT, "t7", {"weight": 9}, generation=2)
+        await operated.until_condition("t7", "Programmed", "False")
+        await rest()
+        written = len(operated.world.cluster.statuses)
+        operated.world.store.put_pod(pod("c"), 2)
+        operated.loop.mark("ns")
+        await until(lambda: "c" in operated.world.sidecars.running, "the new pod's document")
+        operated.world.sidecars.down = set()
+        await operated.until_condition("t7", "Programmed", "True")
+        told = {name for _, name, _ in operated.world.cluster.statuses[written:]}
+        assert len(told) < 20
+        await until(lambda: {operated.programmed(name) for name in names} == {"3/3"}, "all counts, in time")
+
+
 async def test_nothing_happens_before_everybody_was_seen() -> None:
     async with fake_world() as world:
         looks = 0

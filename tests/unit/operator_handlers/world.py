@@ -132,6 +132,8 @@ class FakeSidecars:
         self, port: ControlPort, difference: bytes
     ) -> Running | Newer | Rejected | Unreachable:
         self.differences.append((port.host, difference))
+        if port.host in self.down:
+            return Unreachable("refused")
         change, running = (
             Difference.from_bytes(_plain(difference)),
             self.running.get(port.host, Running(0, "")),
