@@ -34,6 +34,7 @@ from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
 from fairserve_operator.handlers.store import Pod
 from fairserve_operator.handlers.tasks import Tasks, wait_for_event
+from fairserve_operator.manifests.boot_secret import compressed
 
 _log = logging.getLogger(__name__)
 
@@ -52,14 +53,30 @@ _BASES = 8
 _SMALL = 2048
 
 
-@dataclass(frozen=True, slots=True)
 class Document:
-    """What the sidecars should run."""
+    """What the sidecars should run. Two are equal where generation and hash are."""
 
-    generation: int
-    content_hash: str
-    body_gz: bytes = field(repr=False, compare=False)
-    rendering: Rendering | None = field(default=None, repr=False, compare=False)  #: None: no differences
+    def __init__(self, generation: int, content_hash: str, rendering: Rendering) -> None:
+        self.generation = generation
+        self.content_hash = content_hash
+        self.rendering = rendering
+        self._whole: asyncio.Future[bytes] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Document) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[int, str]:
+        return self.generation, self.content_hash
+
+    async def whole(self) -> bytes:
+        """All of it, gzipped JSON; made when somebody wants it, because most take a difference."""
+        if self._whole is None:
+            made = asyncio.to_thread(lambda: compressed(self.rendering.document(self.generation)))
+            self._whole = asyncio.ensure_future(made)
+        return await asyncio.shield(self._whole)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,8 +197,7 @@ class PoolDelivery:
             return
         if document != self._document:
             self._differences = {}
-            if document.rendering is not None:
-                self._bases[document.generation, document.content_hash] = document.rendering
+            self._bases[document.generation, document.content_hash] = document.rendering
             for oldest in list(self._bases)[:-_BASES]:
                 del self._bases[oldest]
         self._document, self._control_port, self._token = document, control_port, token
@@ -268,11 +284,12 @@ class PoolDelivery:
             raise AssertionError("only a wanted document is pushed")
         base = link.acknowledged
         change = await self._difference(link, document)
+        whole = b"" if change is not None else await document.whole()
         async with self._lanes.slot(link.failures > 0):
             if change is not None:
                 answer = await self._sidecars.put_difference(self._port(link), change)
             else:
-                answer = await self._sidecars.put_config(self._port(link), document.body_gz)
+                answer = await self._sidecars.put_config(self._port(link), whole)
         match answer:
             case Newer(generation) if change is not None and generation < document.generation:
                 _log.info("Pod %s: runs generation %d, not %s", link.pod.name, generation, base)
@@ -301,7 +318,7 @@ class PoolDelivery:
     async def _difference(self, link: _Link, document: Document) -> bytes | None:
         """What makes the document of the one that the sidecar runs; None: give it the whole one."""
         new = document.rendering
-        if link.acknowledged is None or link.whole or new is None:
+        if link.acknowledged is None or link.whole:
             return None
         base = link.acknowledged.generation, link.acknowledged.content_hash
         old = self._bases.get(base)
@@ -427,8 +444,9 @@ def _packed_difference(
     old: Rendering, old_generation: int, new: Rendering, document: Document
 ) -> bytes | None:
     change = difference(old, old_generation, new, document.generation)
-    packed = gzip.compress(change, mtime=0) if len(change) > _SMALL else change
-    return packed if len(packed) < len(document.body_gz) else None
+    if len(change) >= new.length:
+        return None
+    return gzip.compress(change, mtime=0) if len(change) > _SMALL else change
 
 
 def _runs(running: Running | None, document: Document) -> bool:

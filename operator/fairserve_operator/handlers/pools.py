@@ -39,7 +39,6 @@ from fairserve_operator.handlers.store import Pod, Store
 from fairserve_operator.handlers.survey import Survey
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.logs import about
-from fairserve_operator.manifests.boot_secret import compressed
 from fairserve_operator.manifests.events import event
 
 _log = logging.getLogger(__name__)
@@ -123,6 +122,8 @@ class Pool:
         self._unstored = ""  #: why the boot Secret is not what it should be
         self._failures = 0  #: to write it, in a row
         self._document: Document | None = None
+        self._keys: Mapping[str, KeySet] = {}  #: of the document's token issuers
+        self.revision = 0  #: rises with what `entered_at` and `compiled` say
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
         self._surveyed = surveyed
@@ -148,31 +149,51 @@ class Pool:
             self._boot = await self._boots.read(resource, self._boot)
             await self._compile(resource, gathered, self._boot)
             await self._program(resource, self._boot)
-            self._unstored, self._failures = "", 0
-        except ConflictError as problem:
-            _log.info("%s", problem, extra=about(resource.key))
-            self._boot = self._boot and self._boot.unread()
-            self._not_stored(problem, at_once=False)
-            return False
         except (ApiServerError, ForeignSecretError) as problem:
-            _log.warning(
-                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
-            )
             if self.compiled is None:  # Conditions need no Secret, and people should know.
                 await self._compile(resource, gathered, Boot(salt=NO_SALT, token=""))
                 self.resource, self.compiled = resource, self._candidate
+                self.revision += 1
             self._not_stored(problem)
             return False
         finally:
             await self._follow_pods()
         return True
 
-    def _not_stored(self, problem: Exception, at_once: bool = True) -> None:
+    async def store(self) -> bool:
+        """Keep what the sidecars are aimed at in the Secret; false if that must be tried again."""
+        document, boot = self._document, self._boot
+        if document is None or boot is None:
+            return True
+        try:
+            self._boot = await self._boots.write(
+                self.resource,
+                boot,
+                document.generation,
+                document.content_hash,
+                await document.whole(),
+                self._keys,
+            )
+        except (ApiServerError, ForeignSecretError) as problem:
+            self._not_stored(problem)
+            return False
+        if self._unstored:
+            self._unstored = ""
+            self._changed()
+        self._failures = 0
+        return True
+
+    def _not_stored(self, problem: ApiServerError | ForeignSecretError) -> None:
         """Note why the Secret is not what it should be. One conflict is no news: the next try may do."""
         self._failures += 1
-        if at_once or self._failures > 1:
+        key, conflict = self.resource.key, isinstance(problem, ConflictError)
+        if conflict:
+            self._boot = self._boot and self._boot.unread()
+        level = logging.INFO if conflict else logging.WARNING
+        _log.log(level, "%s in %s: %s", key, key.namespace, problem, extra=about(key))
+        if not conflict or self._failures > 1:
             self._unstored = str(problem)
-        self._changed()
+            self._changed()
 
     def status(self, delivery: Delivery, previous: Mapping[str, Any] | None, now: str) -> dict[str, Any]:
         """Tell the status that the pool should have. Only after the first compilation."""
@@ -255,12 +276,13 @@ class Pool:
         return compiled, None if compiled.config is None else self._renderer.render(compiled.config)
 
     async def _program(self, resource: Resource, boot: Boot) -> None:
-        """Store what was compiled and aim at it. A refused pool keeps what it has."""
+        """Aim at what was compiled. A refused pool keeps what it has."""
         compiled, rendering = self._candidate, self._rendering
         if compiled is None:
             raise AssertionError("programmed before compiled")
         if rendering is None or compiled.spec is None or compiled.config is None:
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
+            self.revision += 1
             return
         content_hash = rendering.content_hash
         document = self._document
@@ -270,22 +292,22 @@ class Pool:
         )
         generation = next_generation(of, at, content_hash, self.delivery.highest_seen)
         if document is None or (document.generation, document.content_hash) != (generation, content_hash):
-            packed = await asyncio.to_thread(lambda: compressed(rendering.document(generation)))
-            document = Document(generation, content_hash, packed, rendering)
-        its_keys = issuers_keys(compiled.config.identity.token_issuers)
-        stored = generation, content_hash, document.body_gz, its_keys
+            document = Document(generation, content_hash, rendering)
+        self._keys = issuers_keys(compiled.config.identity.token_issuers)
         if not boot.intact:  # Nobody knows its token before it is stored.
-            boot = self._boot = await self._boots.write(resource, boot, *stored)
+            boot = self._boot = await self._boots.write(
+                resource, boot, generation, content_hash, await document.whole(), self._keys
+            )
         # From here to the end of aim() nothing waits: status never mixes the old and the new.
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
+        self.revision += 1
         self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
         if self._surveying is None:
             rounds = self._survey.run(lambda: self.delivery.settled, self.delivery.round_s)
             self._surveying = self._world.tasks.start(rounds, f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
-        self._boot = await self._boots.write(resource, boot, *stored)
 
     def _told(self, report: Report) -> None:
         self.report = report

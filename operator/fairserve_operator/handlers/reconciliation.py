@@ -35,7 +35,7 @@ class _Looked(NamedTuple):
     resource: Resource
     conditions: tuple[Condition, ...]
     held: Mapping[str, Any] | None  #: its status as the API server holds it
-    entered: tuple[int, ...]  #: the generation of each pool that first has the object as it is
+    entered: tuple[int | None, ...]  #: the generation of each pool that first has the object as it is
     progress: tuple[Progress, ...]
     survey: int  #: which one told of its work
     written: bool = False  #: whether a new status was to be written then
@@ -92,8 +92,15 @@ class Namespace:
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
         self.refreshed = 0  #: how many the last `refreshes` yielded
-        self._moved: list[Resource] = []  #: objects of which only the Pods or their work have changed
-        self._deliveries: list[tuple[Pool, Delivery]] = []  #: as of the last `statuses`
+        #: Objects of which only the Pods or their work have changed.
+        self._moved: dict[ObjectKey, Resource] = {}
+        # As of the last `statuses`: what it went by, how far each pool was, who was as far as each other, and
+        # how far that was.
+        self._basis: tuple[int, int, list[tuple[Pool, int]]] | None = None
+        self._deliveries: list[tuple[Pool, Delivery]] = []
+        self._groups: dict[tuple[int | None, ...], list[Resource]] = {}
+        self._progress: dict[tuple[int | None, ...], tuple[Progress, ...]] = {}
+        self._written: set[ObjectKey] = set()  #: whose status was handed out since then
         #: What was looked at when an object's status was last found to be held as it should be.
         self._settled_status: dict[ObjectKey, _Looked] = {}
         #: What all sidecars tell of their work, and each Tenant's part of all weights; as of the last survey.
@@ -107,7 +114,9 @@ class Namespace:
 
     async def reconcile(self) -> bool:
         """Bring every pool up to date; false if one must be tried again."""
-        return await self._each(Pool.reconcile)
+        done = await self._each(Pool.reconcile)
+        self._changed()
+        return all(await asyncio.gather(*(pool.store() for pool in self._pools.values()))) and done
 
     async def _each(self, act: Callable[[Pool, Resource, Gathered], Awaitable[bool]]) -> bool:
         gathered = self._gather()
@@ -137,7 +146,6 @@ class Namespace:
 
         Each is computed when it is asked for. Objects of which nothing changed cost a comparison.
         """
-        self._moved = []
         if self._gathered is None:
             return
         now = rfc3339(self._world.clock())
@@ -152,22 +160,57 @@ class Namespace:
             status |= self._activity(pool.resource.key, held, pool.report)
             if not same(status, held or {}):
                 yield pool.resource, status
-        before, self._settled_status = self._settled_status, {}
-        for number, resource in enumerate((*self._gathered.applications, *self._gathered.tenants)):
+        for number, resource in enumerate(self._worth_a_look(self._gathered)):
             looked = self._look(resource)
             if looked is None:
                 continue
-            known = before.get(resource.key)
-            match looked.urgency(known):
+            self._moved.pop(resource.key, None)
+            match looked.urgency(self._settled_status.get(resource.key)):
                 case _Urgency.NEVER:
                     self._settled_status[resource.key] = looked
-                case _Urgency.LATER if known is not None:
-                    self._settled_status[resource.key] = known
-                    self._moved.append(resource)
+                case _Urgency.LATER:
+                    self._moved[resource.key] = resource
                 case _ if (news := self._anew(looked, now)) is not None:
                     yield resource, news
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
+
+    def _worth_a_look(self, gathered: Gathered) -> list[Resource]:
+        """Objects whose status may have to be another one than at the last look.
+
+        After a compilation or a survey these are all. In between Pods acknowledge: objects that entered the
+        configurations with the same generations are as far as each other, so they are looked at together or
+        not at all. So are those whose status was written, by whomever.
+        """
+        members = *gathered.applications, *gathered.tenants
+        pools = [(pool, pool.revision) for pool, _ in self._deliveries]
+        basis = gathered.revision, self._surveys, pools
+        touched = self._world.store.take_rewritten(self._name) | self._written
+        self._written = set()
+        if basis != self._basis:
+            self._basis, self._groups = basis, {}
+            known, self._settled_status = self._settled_status, {}
+            for resource in members:
+                key = resource.key
+                if (looked := known.get(key)) is not None:
+                    self._settled_status[key] = looked
+                self._groups.setdefault(self._entered(key), []).append(resource)
+            self._moved = {}
+            self._progress = {entered: self._progressed(entered) for entered in self._groups}
+            return list(members)
+        before, self._progress = (
+            self._progress,
+            {entered: self._progressed(entered) for entered in self._groups},
+        )
+        moved = [
+            each
+            for entered, group in self._groups.items()
+            if before[entered] != self._progress[entered]
+            for each in group
+        ]
+        if touched:
+            moved += [each for each in members if each.key in touched]
+        return moved
 
     async def refreshes(
         self, most: int, hurry: Callable[[], bool]
@@ -179,7 +222,7 @@ class Namespace:
         """
         now, self.refreshed = rfc3339(self._world.clock()), 0
         while self._moved and self.refreshed < most and not hurry():
-            looked = self._look(self._moved.pop())
+            looked = self._look(self._moved.popitem()[1])
             if looked is None:
                 continue
             known = self._settled_status.get(looked.resource.key)
@@ -199,23 +242,31 @@ class Namespace:
         key = resource.key
         if (conditions := self._conditions.get(key)) is None:
             return None
-        into = self._into(key)
-        entered = tuple([at for _, at in into])
-        progress = tuple([sent.progress(at) for sent, at in into])
+        entered = self._entered(key)
+        progress = self._progressed(entered)
         return _Looked(resource, conditions, self._held(key), entered, progress, self._surveys)
 
-    def _into(self, key: ObjectKey) -> list[tuple[Delivery, int]]:
+    def _entered(self, key: ObjectKey) -> tuple[int | None, ...]:
         """Since which generation each pool has the object as it is."""
-        return [(sent, at) for pool, sent in self._deliveries if (at := pool.entered_at(key)) is not None]
+        return tuple([pool.entered_at(key) for pool, _ in self._deliveries])
+
+    def _progressed(self, entered: tuple[int | None, ...]) -> tuple[Progress, ...]:
+        """How far the pools are with objects that entered them so."""
+        into = zip(self._deliveries, entered, strict=True)
+        return tuple([sent.progress(at) for (_, sent), at in into if at is not None])
 
     def _anew(self, looked: _Looked, now: str) -> dict[str, Any] | None:
         """The object's status; None if it is held like that."""
         key = looked.resource.key
         tell = tenant_status if key.kind == TENANT else application_status
-        status = tell(looked.resource, looked.conditions, self._into(key), looked.held, now)
+        pools = zip(self._deliveries, looked.entered, strict=True)
+        into = [(sent, at) for (_, sent), at in pools if at is not None]
+        status = tell(looked.resource, looked.conditions, into, looked.held, now)
         status |= self._activity(key, looked.held, self._report)
         news = not same(status, looked.held or {})
         self._settled_status[key] = looked._replace(written=news)
+        if news:
+            self._written.add(key)
         return status if news else None
 
     async def close(self) -> None:
