@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 import uvloop
@@ -151,7 +152,8 @@ class Fleet:
             case "GET", "/state":
                 self.counts["state"] += 1
                 held = sidecar.held
-                return 200, {"generation": sidecar.generation or None, "hash": held.hash if held else None}
+                runs = {"generation": sidecar.generation or None, "hash": held.hash if held else None}
+                return 200, runs | _work(host)
             case "PUT", "/overload":
                 self.counts["overload"] += 1
                 return 200, {"armed": json.loads(body)["armed"], "generation": sidecar.generation or None}
@@ -216,6 +218,18 @@ class Fleet:
             return False
         config = SchedulerConfig.from_bytes(sidecar.held.document(sidecar.generation))
         return (config.generation, config.content_hash) == (sidecar.generation, sidecar.held.hash)
+
+
+@cache
+def _work(host: str) -> dict[str, Any]:
+    """What a sidecar tells that twenty tenants use."""
+    first = int(host.rpartition(".")[2])
+    names = [f"tenant-{(first * 37 + number * 501) % 10_000:05d}" for number in range(20)]
+    return {
+        "window": {"size": 64},
+        "recent": {"service_5m": dict.fromkeys(names, 10.0), "refused_interactions_1h": {names[0]: 3}},
+        "tenants": [{"name": name, "weight": 1.0, "users": 4, "service": 1234.5} for name in names],
+    }
 
 
 def _runs(sidecar: Sidecar) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvloop
 
 from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
@@ -127,7 +127,7 @@ def main(
             lease_name or LEASE_NAME,
             identity,
         )
-        asyncio.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options, allow_http_jwks))
+        uvloop.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options, allow_http_jwks))
     except OperatorError as problem:
         _log.error("%s", problem)
         raise typer.Exit(1) from problem

@@ -6,15 +6,16 @@ and raises nothing. Nothing is retried here: when to try again is the delivery's
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 
-import aiohttp
-from yarl import URL
-
 from fairserve.difference import MEDIA_TYPE
+from fairserve_operator.clients.connections import AnswerError, Connections
 
 #: A sidecar answers from memory; what takes longer is better tried again later.
 _CONNECT_TIMEOUT_S = 1.0
@@ -24,6 +25,7 @@ _MAX_WORDS = 300
 #: As much of a reason as a sidecar keeps.
 _MAX_REASON = 1024
 _GZIP: Final = b"\x1f\x8b"
+_JSON: Final = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,14 @@ class Running:
 
     generation: int
     content_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a sidecar runs, and all that it tells of itself."""
+
+    running: Running
+    told: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +108,17 @@ class SidecarClient:
         """`name` tells sidecars which of several operators calls."""
         self._may_call = may_call
         self._observer = observer
-        self._session = aiohttp.ClientSession(
-            # The callers bound what is in flight; a limit here would let hanging sidecars hold up others.
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=timeout_s, connect=_CONNECT_TIMEOUT_S),
-            headers={"User-Agent": f"fairserve-operator ({name})" if name else "fairserve-operator"},
-        )
+        self._timeout_s = timeout_s
+        agent = f"fairserve-operator ({name})" if name else "fairserve-operator"
+        # The callers bound what is in flight; a limit here would let hanging sidecars hold up others.
+        self._connections = Connections(agent, _CONNECT_TIMEOUT_S)
 
     async def put_config(
         self, port: ControlPort, document_gz: bytes
     ) -> Running | Newer | Rejected | Unreachable:
         """Give the sidecar a document, gzipped JSON."""
-        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-        return _configuration(await self._call("PUT", port, "/config", data=document_gz, headers=headers))
+        headers = {**_JSON, "Content-Encoding": "gzip"}
+        return _configuration(await self._call("PUT", port, "/config", headers, document_gz))
 
     async def put_difference(
         self, port: ControlPort, difference: bytes
@@ -121,42 +129,40 @@ class SidecarClient:
         headers = {"Content-Type": MEDIA_TYPE}
         if difference.startswith(_GZIP):
             headers["Content-Encoding"] = "gzip"
-        return _configuration(await self._call("PUT", port, "/config", data=difference, headers=headers))
+        return _configuration(await self._call("PUT", port, "/config", headers, difference))
 
     async def put_overload(
         self, port: ControlPort, armed: bool, lease_s: float, reason: str
     ) -> OverloadTaken | Rejected | Unreachable:
         """Arm or disarm OIT for `lease_s` seconds."""
         body = {"armed": armed, "lease_s": lease_s, "reason": reason[:_MAX_REASON]}
-        match await self._call("PUT", port, "/overload", json=body):
+        match await self._call("PUT", port, "/overload", _JSON, json.dumps(body).encode()):
             case 200, {"armed": bool(now_armed), "generation": (int() | None) as generation}:
                 return OverloadTaken(now_armed, generation or 0)
             case other:
                 return _failure(other)
 
-    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
-        """Which document the sidecar runs."""
+    async def get_state(self, port: ControlPort) -> State | Rejected | Unreachable:
+        """What the sidecar runs and does."""
         match await self._call("GET", port, "/state"):
-            case 200, {"generation": int(generation), "hash": str(content_hash)}:
-                return Running(generation, content_hash)
-            case 200, {"generation": None | 0}:
-                return Running(0, "")
+            case 200, {"generation": int(generation), "hash": str(content_hash)} as told:
+                return State(Running(generation, content_hash), told)
+            case 200, {"generation": None | 0} as told:
+                return State(Running(0, ""), told)
             case other:
                 return _failure(other)
 
-    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
-        """All that a sidecar tells of itself, None where it gives no usable answer."""
-        match await self._call("GET", port, "/state"):
-            case 200, dict() as state:
-                return state
-        return None
-
     async def close(self) -> None:
         """Drop the connections."""
-        await self._session.close()
+        self._connections.close()
 
     async def _call(
-        self, method: str, port: ControlPort, path: str, headers: Mapping[str, str] | None = None, **body: Any
+        self,
+        method: str,
+        port: ControlPort,
+        path: str,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        body: bytes | None = None,
     ) -> tuple[int, Any] | Unreachable:
         if not self._may_call():
             return Unreachable("left to the operator that holds the Lease")
@@ -167,23 +173,18 @@ class SidecarClient:
         return answer
 
     async def _answered(
-        self,
-        method: str,
-        port: ControlPort,
-        path: str,
-        headers: Mapping[str, str] | None,
-        body: Mapping[str, Any],
+        self, method: str, port: ControlPort, path: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[int, Any] | Unreachable:
-        url = URL.build(scheme="http", host=port.host, port=port.port, path=path)
-        signed = {"Authorization": f"Bearer {port.token}", **(headers or {})}
+        signed = {"Authorization": f"Bearer {port.token}", **headers}
         try:
-            async with self._session.request(
-                method, url, headers=signed, allow_redirects=False, **body
-            ) as response:
-                return response.status, await response.json(content_type=None)
+            async with asyncio.timeout(self._timeout_s):
+                status, answer = await self._connections.call(
+                    method, port.host, port.port, path, signed, body
+                )
+            return status, json.loads(answer)
         except TimeoutError:
             return Unreachable("no answer in time")
-        except (aiohttp.ClientError, OSError, ValueError) as problem:
+        except (AnswerError, OSError, ValueError, RecursionError) as problem:
             return Unreachable(f"{type(problem).__name__}: {problem}"[:_MAX_WORDS])
 
 

@@ -65,24 +65,44 @@ def read_report(state: Mapping[str, Any]) -> Report:
     )
 
 
-def combined(reports: Iterable[Report]) -> Report:
-    """All sidecars together. A profile is the mean, each sidecar's counting by its samples."""
-    service: dict[str, float] = {}
-    refused: dict[str, int] = {}
-    users: dict[str, int] = {}
-    profiles: dict[str, list[Profile]] = {}
-    window = 0
-    for report in reports:
+class Tally:
+    """Sums of what sidecars tell, each counted once."""
+
+    def __init__(self) -> None:
+        self.heard: set[str] = set()  #: who has told
+        self._service: dict[str, float] = {}
+        self._refused: dict[str, int] = {}
+        self._users: dict[str, int] = {}
+        self._profiles: dict[str, list[Profile]] = {}
+        self._window = 0
+
+    def add(self, who: str, report: Report) -> None:
+        """Count what somebody tells, unless he is counted already."""
+        if who in self.heard:
+            return
+        self.heard.add(who)
         for tenant, given in report.service.items():
-            service[tenant] = service.get(tenant, 0.0) + given
+            self._service[tenant] = self._service.get(tenant, 0.0) + given
         for tenant, count in report.refused.items():
-            refused[tenant] = refused.get(tenant, 0) + count
+            self._refused[tenant] = self._refused.get(tenant, 0) + count
         for tenant, count in report.users.items():
-            users[tenant] = users.get(tenant, 0) + count
+            self._users[tenant] = self._users.get(tenant, 0) + count
         for application, profile in report.profiles.items():
-            profiles.setdefault(application, []).append(profile)
-        window += report.window
-    return Report(service, refused, users, {name: _mean(each) for name, each in profiles.items()}, window)
+            self._profiles.setdefault(application, []).append(profile)
+        self._window += report.window
+
+    def report(self) -> Report:
+        """All together. A profile is the mean, each sidecar's counting by its samples."""
+        profiles = {name: _mean(each) for name, each in self._profiles.items()}
+        return Report(self._service, self._refused, self._users, profiles, self._window)
+
+
+def combined(reports: Iterable[Report]) -> Report:
+    """Several reports in one."""
+    tally = Tally()
+    for number, report in enumerate(reports):
+        tally.add(str(number), report)
+    return tally.report()
 
 
 def configured_shares(config: SchedulerConfig) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Which number a configuration gets, and into which number an object was compiled.
 
 A pool's generation rises exactly when its content changes, or when a sidecar already runs a higher one
-(because the boot Secret was lost or restored from a backup): sidecars refuse what is older than theirs.
+(because the boot Secret was lost, restored from a backup, or not written before the operator died): sidecars
+refuse what is older than theirs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ def next_generation(
     if stored_hash == new_hash and stored_generation > 0 and stored_generation >= highest_seen_on_sidecars:
         return stored_generation
     return max(stored_generation, highest_seen_on_sidecars) + 1
+
+
+def newest(stored: tuple[int, str | None], aimed: tuple[int, str | None]) -> tuple[int, str | None]:
+    """The later of two generations with its hash, no hash where the same number stands for two contents."""
+    if stored[0] == aimed[0] and stored[1] != aimed[1]:
+        return stored[0], None
+    return max(stored, aimed, key=lambda generation_hash: generation_hash[0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class Rendering:
     """A document but for its generation. Fields and lists go by their paths, such as `identity.salt`."""
 
     content_hash: str
+    length: int  #: of the document in bytes
     fields: Mapping[str, bytes] = field(repr=False)
     lists: Mapping[str, _Entries] = field(repr=False)
 
@@ -53,12 +54,12 @@ class Renderer:
             "identity.headers": self._entries(((f"{h.name}: {h.value}", h) for h in identity.headers), used),
         }
         self._known = used
-        content = config.model_dump(mode="json", exclude={"generation", "tenants", "applications", _INSIDE})
+        own = config.model_dump(mode="json", exclude={"generation", "tenants", "applications", _INSIDE})
         inside = identity.model_dump(mode="json", exclude={"api_keys", "headers"})
-        content |= {f"{_INSIDE}.{name}": value for name, value in inside.items()}
-        fields = {path: canonical_json(value) for path, value in content.items()}
-        digest = hashlib.sha256(_document(fields, lists, None)).hexdigest()
-        return Rendering(digest, fields, lists)
+        own |= {f"{_INSIDE}.{name}": value for name, value in inside.items()}
+        fields = {path: canonical_json(value) for path, value in own.items()}
+        content = _document(fields, lists, None)
+        return Rendering(hashlib.sha256(content).hexdigest(), len(content), fields, lists)
 
     def _entries(
         self, models: Iterable[tuple[str, BaseModel]], used: dict[int, tuple[BaseModel, bytes]]

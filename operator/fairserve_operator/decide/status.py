@@ -41,7 +41,7 @@ class PodAck:
     last_ack_time: str | None = None  #: RFC 3339
 
 
-#: Pool, generation that is waited for, pods that have it, pods, the worst pod.
+#: Pool, generation that is waited for (0: none), pods that have it, pods, the worst pod.
 Progress: TypeAlias = tuple[str, int, int, int, PodAck | None]
 
 
@@ -131,15 +131,20 @@ def pool_status(
     verdict: Verdict | None,
     previous: Mapping[str, Any] | None,
     now: str,
+    unstored: str = "",
 ) -> dict[str, Any]:
     """Status of a ServingPool.
 
     `generation` is the configuration's (the last good one's where the pool is refused, 0 if there never was
     one). `verdict` is the last one of its OverloadMachine, whose clock must be Unix time (`since` becomes a
-    timestamp); None before the first.
+    timestamp); None before the first. `unstored` says why the Secret that its Pods boot from is not what it
+    should be.
     """
     conditions = compiled.conditions[pool.key]
     programmed = _programmed(conditions, [(delivery, generation)], pool.generation)
+    if unstored and (programmed.status == "True" or generation == 0):
+        words = f"Pods that start now would get an older configuration or none: {unstored}"
+        programmed = Condition(PROGRAMMED, "False", "NotStored", words, pool.generation)
     overloaded = _overloaded(compiled, verdict, pool.generation)
     status: dict[str, Any] = {
         "observedGeneration": pool.generation,

@@ -17,6 +17,7 @@ from fairserve_operator.clients.sidecars import (
     OverloadTaken,
     Rejected,
     Running,
+    State,
     Unreachable,
 )
 
@@ -81,12 +82,8 @@ class Sidecars(Protocol):
         """Arm or disarm OIT for `lease_s` seconds."""
         ...
 
-    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
-        """Which document a sidecar runs."""
-        ...
-
-    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
-        """All that a sidecar tells of itself, None where it gives no usable answer."""
+    async def get_state(self, port: ControlPort) -> State | Rejected | Unreachable:
+        """What a sidecar runs and does."""
         ...
 
 

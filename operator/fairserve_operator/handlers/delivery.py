@@ -14,9 +14,10 @@ import asyncio
 import gzip
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from fairserve_operator.clients.sidecars import (
     ControlPort,
@@ -24,6 +25,7 @@ from fairserve_operator.clients.sidecars import (
     OverloadTaken,
     Rejected,
     Running,
+    State,
     Unreachable,
 )
 from fairserve_operator.decide.conditions import rfc3339
@@ -32,6 +34,7 @@ from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
 from fairserve_operator.handlers.store import Pod
 from fairserve_operator.handlers.tasks import Tasks, wait_for_event
+from fairserve_operator.manifests.boot_secret import compressed
 
 _log = logging.getLogger(__name__)
 
@@ -41,20 +44,39 @@ _SLOW_LANE = 32
 #: How long a call may hold its slot, in seconds: who takes longer hangs, and holds up nobody else.
 _LONGEST_HOLD_S = 1.0
 
+#: Looks at one sidecar are as far apart as its pace says, times at most this.
+_LATEST_LOOK = 1.2
+
 #: How many documents can be the base of a difference. They share nearly everything.
 _BASES = 8
 #: A difference is compressed if it is longer than this.
 _SMALL = 2048
 
 
-@dataclass(frozen=True, slots=True)
 class Document:
-    """What the sidecars should run."""
+    """What the sidecars should run. Two are equal where generation and hash are."""
 
-    generation: int
-    content_hash: str
-    body_gz: bytes = field(repr=False, compare=False)
-    rendering: Rendering | None = field(default=None, repr=False, compare=False)  #: None: no differences
+    def __init__(self, generation: int, content_hash: str, rendering: Rendering) -> None:
+        self.generation = generation
+        self.content_hash = content_hash
+        self.rendering = rendering
+        self._whole: asyncio.Future[bytes] | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Document) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[int, str]:
+        return self.generation, self.content_hash
+
+    async def whole(self) -> bytes:
+        """All of it, gzipped JSON; made when somebody wants it, because most take a difference."""
+        if self._whole is None:
+            made = asyncio.to_thread(lambda: compressed(self.rendering.document(self.generation)))
+            self._whole = asyncio.ensure_future(made)
+        return await asyncio.shield(self._whole)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,7 +152,8 @@ class _Link:
 class PoolDelivery:
     """All sidecars of one pool.
 
-    `changed` is called whenever `acks` may have changed, `outdated` when `highest_seen` has risen.
+    `changed` is called whenever `acks` may have changed, `outdated` when `highest_seen` has risen, `heard`
+    with a Pod's uid and what its sidecar tells of itself.
     """
 
     def __init__(
@@ -141,6 +164,7 @@ class PoolDelivery:
         tasks: Tasks,
         changed: Callable[[], None],
         outdated: Callable[[], None],
+        heard: Callable[[str, Mapping[str, Any]], None],
         clock: Clock,
         rng: random.Random,
         pace: Pace = Pace(),
@@ -151,6 +175,7 @@ class PoolDelivery:
         self._tasks = tasks
         self._changed = changed
         self._outdated = outdated
+        self._heard = heard
         self._clock = clock
         self._rng = rng
         self._pace = pace
@@ -172,8 +197,7 @@ class PoolDelivery:
             return
         if document != self._document:
             self._differences = {}
-            if document.rendering is not None:
-                self._bases[document.generation, document.content_hash] = document.rendering
+            self._bases[document.generation, document.content_hash] = document.rendering
             for oldest in list(self._bases)[:-_BASES]:
                 del self._bases[oldest]
         self._document, self._control_port, self._token = document, control_port, token
@@ -260,11 +284,12 @@ class PoolDelivery:
             raise AssertionError("only a wanted document is pushed")
         base = link.acknowledged
         change = await self._difference(link, document)
+        whole = b"" if change is not None else await document.whole()
         async with self._lanes.slot(link.failures > 0):
             if change is not None:
                 answer = await self._sidecars.put_difference(self._port(link), change)
             else:
-                answer = await self._sidecars.put_config(self._port(link), document.body_gz)
+                answer = await self._sidecars.put_config(self._port(link), whole)
         match answer:
             case Newer(generation) if change is not None and generation < document.generation:
                 _log.info("Pod %s: runs generation %d, not %s", link.pod.name, generation, base)
@@ -293,7 +318,7 @@ class PoolDelivery:
     async def _difference(self, link: _Link, document: Document) -> bytes | None:
         """What makes the document of the one that the sidecar runs; None: give it the whole one."""
         new = document.rendering
-        if link.acknowledged is None or link.whole or new is None:
+        if link.acknowledged is None or link.whole:
             return None
         base = link.acknowledged.generation, link.acknowledged.content_hash
         old = self._bases.get(base)
@@ -327,9 +352,10 @@ class PoolDelivery:
         async with self._lanes.slot(link.failures > 0):
             answer = await self._sidecars.get_state(self._port(link))
         match answer:
-            case Running():
+            case State(running, told):
                 link.refused = None  # Worth another try: it may have been replaced by a newer version.
-                self._believe(link, answer)
+                self._believe(link, running)
+                self._heard(link.pod.uid, told)
                 return self._reached(link)
             case Rejected() | Unreachable():
                 self._awaited.discard(link)
@@ -396,9 +422,15 @@ class PoolDelivery:
             self._changed()
         return False
 
+    def round_s(self) -> float | None:
+        """The time in which every sidecar is asked what it runs; None where there is no Pod."""
+        return self._between_s() * _LATEST_LOOK if self._links else None
+
+    def _between_s(self) -> float:
+        return max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)
+
     def _resync_s(self) -> float:
-        between = max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)
-        return between * self._rng.uniform(0.8, 1.2)
+        return self._between_s() * self._rng.uniform(2.0 - _LATEST_LOOK, _LATEST_LOOK)
 
     def _retry_s(self, link: _Link) -> float:
         longest = min(self._pace.first_retry_s * 2.0 ** min(link.failures - 1, 30), self._pace.last_retry_s)
@@ -412,8 +444,9 @@ def _packed_difference(
     old: Rendering, old_generation: int, new: Rendering, document: Document
 ) -> bytes | None:
     change = difference(old, old_generation, new, document.generation)
-    packed = gzip.compress(change, mtime=0) if len(change) > _SMALL else change
-    return packed if len(packed) < len(document.body_gz) else None
+    if len(change) >= new.length:
+        return None
+    return gzip.compress(change, mtime=0) if len(change) > _SMALL else change
 
 
 def _runs(running: Running | None, document: Document) -> bool:

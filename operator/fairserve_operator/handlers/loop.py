@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 #: Between two looks whether all sidecars have answered, in seconds.
 _LOOK_S = 0.01
+#: Statuses that are written at once where something more urgent may come.
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +183,20 @@ class _Worker:
         clock = asyncio.get_running_loop().time
         settle_s, failures, refresh_at = self._timing.first_settle_s, 0, 0.0
         while True:
+            done = True
             if self._namespace.postponed:
-                await wait_for_event(self._unpublished, max(0.0, refresh_at - clock()))
+                news = await wait_for_event(self._unpublished, max(0.0, refresh_at - clock()))
             else:
-                await self._unpublished.wait()
-            await self._settled(settle_s)
-            self._unpublished.clear()
-            may_refresh = self._timing.most_refreshed if clock() >= refresh_at else 0
-            done = await self._publication.publish(self._namespace.statuses(may_refresh))
-            if self._namespace.refreshed:
+                news = await self._unpublished.wait()
+            if news:
+                await self._settled(settle_s)
+                self._unpublished.clear()
+                done = await self._publication.publish(self._namespace.statuses())
+                settle_s = self._timing.settle_s
+            if clock() >= refresh_at:
+                old = self._namespace.refreshes(self._timing.most_refreshed, self._unpublished.is_set)
+                done &= await self._publication.publish(old, at_once=_FEW)
                 refresh_at = clock() + self._namespace.refreshed * self._timing.refresh_s
-            settle_s = self._timing.settle_s
             failures = 0 if done else failures + 1
             if not done:
                 await asyncio.sleep(self._retry_s(failures))

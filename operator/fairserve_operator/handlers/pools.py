@@ -1,8 +1,8 @@
 """One ServingPool: from the namespace's objects to what its sidecars are told.
 
-The boot Secret is written before any sidecar is aimed at a document, so that a generation that a sidecar
-has seen is always stored. A pool is compiled anew only where something changed that is compiled in; Pods
-come and go without.
+Sidecars are told at once, and the boot Secret, which takes longer, is written meanwhile. Whoever finds
+sidecars with a generation that was never stored overtakes it (`generations.next_generation`). A pool is
+compiled anew only where something changed that is compiled in; Pods come and go without.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any, Literal
 from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
-from fairserve_operator.clients.sidecars import ControlPort
 from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
-from fairserve_operator.decide.generations import Entry, entered, next_generation
+from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
 from fairserve_operator.decide.rendering import Renderer, Rendering
@@ -37,13 +36,15 @@ from fairserve_operator.handlers.keys import Keyring
 from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
 from fairserve_operator.handlers.store import Pod, Store
-from fairserve_operator.handlers.survey import Survey, SurveyPace
+from fairserve_operator.handlers.survey import Survey
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.logs import about
-from fairserve_operator.manifests.boot_secret import compressed
 from fairserve_operator.manifests.events import event
 
 _log = logging.getLogger(__name__)
+
+#: Where no salt is known: digests then only show whether keys differ.
+NO_SALT = "00" * 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,6 @@ class World:
     pace: Pace = field(default_factory=Pace)
     keyring: Keyring = field(default_factory=Keyring)
     measures: Measures = field(default_factory=Measures)
-    survey_pace: SurveyPace = field(default_factory=SurveyPace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,7 @@ class Pool:
     ) -> None:
         self.resource = resource
         self.compiled: Compiled | None = None
+        self._survey = Survey(self._told)
         self.delivery = PoolDelivery(
             resource.key.name,
             world.sidecars,
@@ -101,6 +102,7 @@ class Pool:
             world.tasks,
             changed,
             outdated,
+            self._survey.heard,
             world.clock,
             world.rng,
             world.pace,
@@ -117,7 +119,11 @@ class Pool:
         self._entries: dict[ObjectKey, Entry] = {}
         self._spec: ServingPoolSpec | None = None  #: the last good one: a refused pool goes on with it
         self._generation = 0
+        self._unstored = ""  #: why the boot Secret is not what it should be
+        self._failures = 0  #: to write it, in a row
         self._document: Document | None = None
+        self._keys: Mapping[str, KeySet] = {}  #: of the document's token issuers
+        self.revision = 0  #: rises with what `entered_at` and `compiled` say
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
         self._surveyed = surveyed
@@ -143,25 +149,67 @@ class Pool:
             self._boot = await self._boots.read(resource, self._boot)
             await self._compile(resource, gathered, self._boot)
             await self._program(resource, self._boot)
-        except ConflictError as problem:
-            _log.info("%s", problem, extra=about(resource.key))
-            self._boot = self._boot and self._boot.unread()
-            return False
         except (ApiServerError, ForeignSecretError) as problem:
-            _log.warning(
-                "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
-            )
+            if self.compiled is None:  # Conditions need no Secret, and people should know.
+                await self._compile(resource, gathered, Boot(salt=NO_SALT, token=""))
+                self.resource, self.compiled = resource, self._candidate
+                self.revision += 1
+            self._not_stored(problem)
             return False
         finally:
             await self._follow_pods()
         return True
+
+    async def store(self) -> bool:
+        """Keep what the sidecars are aimed at in the Secret; false if that must be tried again."""
+        document, boot = self._document, self._boot
+        if document is None or boot is None:
+            return True
+        try:
+            self._boot = await self._boots.write(
+                self.resource,
+                boot,
+                document.generation,
+                document.content_hash,
+                await document.whole(),
+                self._keys,
+            )
+        except (ApiServerError, ForeignSecretError) as problem:
+            self._not_stored(problem)
+            return False
+        if self._unstored:
+            self._unstored = ""
+            self._changed()
+        self._failures = 0
+        return True
+
+    def _not_stored(self, problem: ApiServerError | ForeignSecretError) -> None:
+        """Note why the Secret is not what it should be. One conflict is no news: the next try may do."""
+        self._failures += 1
+        key, conflict = self.resource.key, isinstance(problem, ConflictError)
+        if conflict:
+            self._boot = self._boot and self._boot.unread()
+        level = logging.INFO if conflict else logging.WARNING
+        _log.log(level, "%s in %s: %s", key, key.namespace, problem, extra=about(key))
+        if not conflict or self._failures > 1:
+            self._unstored = str(problem)
+            self._changed()
 
     def status(self, delivery: Delivery, previous: Mapping[str, Any] | None, now: str) -> dict[str, Any]:
         """Tell the status that the pool should have. Only after the first compilation."""
         if self.compiled is None:
             raise AssertionError("a pool that was never compiled has no status")
         verdict = None if self._watch is None else self._watch.verdict
-        return pool_status(self.resource, self.compiled, self._generation, delivery, verdict, previous, now)
+        return pool_status(
+            self.resource,
+            self.compiled,
+            self._generation,
+            delivery,
+            verdict,
+            previous,
+            now,
+            unstored=self._unstored,
+        )
 
     def entered_at(self, key: ObjectKey) -> int | None:
         """Since which generation the pool has the object as it is now; None if it leaves it out.
@@ -181,9 +229,12 @@ class Pool:
 
     @property
     def settled(self) -> bool:
-        """Whether every sidecar was given its document once, and the overload signals were read once."""
+        """Whether every sidecar was asked what it does and given its document once, and the overload
+        signals were read once.
+        """
         evaluated = self._watch is None or self._watch.verdict is not None
-        return evaluated and self.delivery.settled
+        surveyed = self._surveying is None or self._survey.begun
+        return evaluated and surveyed and self.delivery.settled
 
     def view(self) -> PoolView:
         """Tell what the gauges of `/metrics` say of it."""
@@ -225,39 +276,38 @@ class Pool:
         return compiled, None if compiled.config is None else self._renderer.render(compiled.config)
 
     async def _program(self, resource: Resource, boot: Boot) -> None:
-        """Store what was compiled and aim at it. A refused pool keeps what it has."""
+        """Aim at what was compiled. A refused pool keeps what it has."""
         compiled, rendering = self._candidate, self._rendering
         if compiled is None:
             raise AssertionError("programmed before compiled")
         if rendering is None or compiled.spec is None or compiled.config is None:
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
+            self.revision += 1
             return
         content_hash = rendering.content_hash
-        seen = self.delivery.highest_seen
-        generation = next_generation(boot.content_hash, boot.generation, content_hash, seen)
         document = self._document
+        at, of = newest(
+            (boot.generation, boot.content_hash),
+            (0, None) if document is None else (document.generation, document.content_hash),
+        )
+        generation = next_generation(of, at, content_hash, self.delivery.highest_seen)
         if document is None or (document.generation, document.content_hash) != (generation, content_hash):
-            packed = await asyncio.to_thread(lambda: compressed(rendering.document(generation)))
-            document = Document(generation, content_hash, packed, rendering)
-        its_keys = issuers_keys(compiled.config.identity.token_issuers)
-        packed = document.body_gz
-        self._boot = await self._boots.write(resource, boot, generation, content_hash, packed, its_keys)
+            document = Document(generation, content_hash, rendering)
+        self._keys = issuers_keys(compiled.config.identity.token_issuers)
+        if not boot.intact:  # Nobody knows its token before it is stored.
+            boot = self._boot = await self._boots.write(
+                resource, boot, generation, content_hash, await document.whole(), self._keys
+            )
         # From here to the end of aim() nothing waits: status never mixes the old and the new.
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
-        self.delivery.aim(document, compiled.spec.sidecar.control_port, self._boot.token)
+        self.revision += 1
+        self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
         if self._surveying is None:
-            survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
-            self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
+            rounds = self._survey.run(lambda: self.delivery.settled, self.delivery.round_s)
+            self._surveying = self._world.tasks.start(rounds, f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
-
-    def _ports(self) -> list[ControlPort]:
-        """Where the sidecars are that can be asked now."""
-        if self._spec is None or self._boot is None:
-            return []
-        port, token = self._spec.sidecar.control_port, self._boot.token
-        return [ControlPort(pod.ip, port, token) for pod in self._pods(self._spec)]
 
     def _told(self, report: Report) -> None:
         self.report = report

@@ -38,8 +38,10 @@ class Publication:
         self._clock = clock
         self._allowance = Allowance()
 
-    async def publish(self, statuses: AsyncIterable[tuple[Resource, Mapping[str, Any]]]) -> bool:
-        """Write these statuses; false if one failed and should be tried again."""
+    async def publish(
+        self, statuses: AsyncIterable[tuple[Resource, Mapping[str, Any]]], at_once: int = _BATCH
+    ) -> bool:
+        """Write these statuses, so many at once; false if one failed and should be tried again."""
         done = True
         batch: list[tuple[Resource, Mapping[str, Any]]] = []
         async for resource, status in statuses:
@@ -47,7 +49,7 @@ class Publication:
             if stored is None or stored.resource.uid != resource.uid:
                 continue
             batch.append((resource, status))
-            if len(batch) >= _BATCH:
+            if len(batch) >= at_once:
                 done &= await self._write(batch)
                 batch = []
         return await self._write(batch) and done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from fairserve_operator.decide.activity import (
@@ -21,12 +22,8 @@ from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENAN
 from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.measures import PoolView
-from fairserve_operator.handlers.pools import Digests, Gathered, Pool, World, issuer_keys
+from fairserve_operator.handlers.pools import NO_SALT, Digests, Gathered, Pool, World, issuer_keys
 from fairserve_operator.handlers.publication import same
-
-#: For a namespace without pools, where digests only show whether keys differ.
-_ANY_SALT = "00" * 16
-
 
 #: Objects whose status is looked at before others may run.
 _BREATH = 500
@@ -38,16 +35,21 @@ class _Looked(NamedTuple):
     resource: Resource
     conditions: tuple[Condition, ...]
     held: Mapping[str, Any] | None  #: its status as the API server holds it
-    entered: list[int]  #: the generation of each pool that first has the object as it is
-    progress: list[Progress]
+    entered: tuple[int | None, ...]  #: the generation of each pool that first has the object as it is
+    progress: tuple[Progress, ...]
     survey: int  #: which one told of its work
     written: bool = False  #: whether a new status was to be written then
 
-    def moved(self, before: _Looked) -> bool:
-        """Whether Pods are elsewhere than before, or may tell of other work."""
-        return self.progress != before.progress or self.survey != before.survey
+    def urgency(self, before: _Looked | None) -> _Urgency:
+        """How soon the object's status has to be looked at again."""
+        if before is None or not self.alone(before):
+            return _Urgency.NOW
+        if self.progress == before.progress and self.survey == before.survey:
+            return _Urgency.NOW if before.written else _Urgency.NEVER
+        arrived = any(map(_behind, before.progress)) and not any(map(_behind, self.progress))
+        return _Urgency.NOW if arrived else _Urgency.LATER
 
-    def work_alone(self, before: _Looked) -> bool:
+    def alone(self, before: _Looked) -> bool:
         """Whether nothing else than where the Pods are and what they do can differ from before."""
         return (
             self.resource is before.resource
@@ -55,6 +57,18 @@ class _Looked(NamedTuple):
             and (self.conditions is before.conditions or self.conditions == before.conditions)
             and self.entered == before.entered
         )
+
+
+class _Urgency(Enum):
+    """When an object's status may have to be another one."""
+
+    NOW = auto()  #: somebody changed it, or waits until it is everywhere
+    LATER = auto()  #: Pods came or went, or tell of other work
+    NEVER = auto()
+
+
+def _behind(progress: Progress) -> bool:
+    return progress[1] > 0
 
 
 class Namespace:
@@ -77,8 +91,16 @@ class Namespace:
         self._digests = Digests(world.store)
         self._gathered: Gathered | None = None
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
-        self.refreshed = 0  #: objects of which only the Pods had changed, in the last `statuses`
-        self.postponed = 0  #: ... and those that are left for the next
+        self.refreshed = 0  #: how many the last `refreshes` yielded
+        #: Objects of which only the Pods or their work have changed.
+        self._moved: dict[ObjectKey, Resource] = {}
+        # As of the last `statuses`: what it went by, how far each pool was, who was as far as each other, and
+        # how far that was.
+        self._basis: tuple[int, int, list[tuple[Pool, int]]] | None = None
+        self._deliveries: list[tuple[Pool, Delivery]] = []
+        self._groups: dict[tuple[int | None, ...], list[Resource]] = {}
+        self._progress: dict[tuple[int | None, ...], tuple[Progress, ...]] = {}
+        self._written: set[ObjectKey] = set()  #: whose status was handed out since then
         #: What was looked at when an object's status was last found to be held as it should be.
         self._settled_status: dict[ObjectKey, _Looked] = {}
         #: What all sidecars tell of their work, and each Tenant's part of all weights; as of the last survey.
@@ -92,7 +114,9 @@ class Namespace:
 
     async def reconcile(self) -> bool:
         """Bring every pool up to date; false if one must be tried again."""
-        return await self._each(Pool.reconcile)
+        done = await self._each(Pool.reconcile)
+        self._changed()
+        return all(await asyncio.gather(*(pool.store() for pool in self._pools.values()))) and done
 
     async def _each(self, act: Callable[[Pool, Resource, Gathered], Awaitable[bool]]) -> bool:
         gathered = self._gather()
@@ -116,56 +140,134 @@ class Namespace:
         """What the gauges of `/metrics` say of each pool."""
         return (pool.view() for pool in self._pools.values())
 
-    async def statuses(self, refreshed: int) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
-        """The status of each object whose status isn't held as it should be now, pools first.
+    async def statuses(self) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status of each object that somebody waits for, pools first: all that isn't held as it should
+        be, but for what `refreshes` yields.
 
-        Each is computed when it is asked for. Objects of which nothing changed cost a comparison. Where a
-        Pod comes or goes every object's count of Pods is another one, and every survey tells of work: of
-        objects of which nothing else has changed there are at most `refreshed`, and `postponed` tells how
-        many are left.
+        Each is computed when it is asked for. Objects of which nothing changed cost a comparison.
         """
-        self.postponed = self.refreshed = 0
         if self._gathered is None:
             return
         now = rfc3339(self._world.clock())
-        pools = [
+        self._deliveries = [
             (pool, Delivery(pool.resource.key.name, pool.delivery.acks()))
             for pool in self._pools.values()
             if pool.compiled is not None
         ]
-        for pool, delivery in pools:
+        for pool, delivery in self._deliveries:
             held = self._held(pool.resource.key)
             status = pool.status(delivery, held, now)
             status |= self._activity(pool.resource.key, held, pool.report)
             if not same(status, held or {}):
                 yield pool.resource, status
-        before, self._settled_status = self._settled_status, {}
-        for number, resource in enumerate((*self._gathered.applications, *self._gathered.tenants)):
-            key = resource.key
-            if (conditions := self._conditions.get(key)) is None:
+        for number, resource in enumerate(self._worth_a_look(self._gathered)):
+            looked = self._look(resource)
+            if looked is None:
                 continue
-            into = [(sent, at) for pool, sent in pools if (at := pool.entered_at(key)) is not None]
-            held = self._held(key)
-            progress = [sent.progress(at) for sent, at in into]
-            looked = _Looked(resource, conditions, held, [at for _, at in into], progress, self._surveys)
-            known = before.get(key)
-            alone = known is not None and looked.work_alone(known)
-            if known is None or not alone or known.written or looked.moved(known):
-                if known is not None and alone and looked.moved(known) and self.refreshed >= refreshed:
-                    self.postponed += 1
-                    self._settled_status[key] = known
-                    continue
-                tell = tenant_status if key.kind == TENANT else application_status
-                status = tell(resource, conditions, into, held, now)
-                status |= self._activity(key, held, self._report)
-                if not same(status, held or {}):
-                    self.refreshed += alone
-                    self._settled_status[key] = looked._replace(written=True)
-                    yield resource, status
-                    continue
-            self._settled_status[key] = looked
+            self._moved.pop(resource.key, None)
+            match looked.urgency(self._settled_status.get(resource.key)):
+                case _Urgency.NEVER:
+                    self._settled_status[resource.key] = looked
+                case _Urgency.LATER:
+                    self._moved[resource.key] = resource
+                case _ if (news := self._anew(looked, now)) is not None:
+                    yield resource, news
             if number % _BREATH == 0:
                 await asyncio.sleep(0)
+
+    def _worth_a_look(self, gathered: Gathered) -> list[Resource]:
+        """Objects whose status may have to be another one than at the last look.
+
+        After a compilation or a survey these are all. In between Pods acknowledge: objects that entered the
+        configurations with the same generations are as far as each other, so they are looked at together or
+        not at all. So are those whose status was written, by whomever.
+        """
+        members = *gathered.applications, *gathered.tenants
+        pools = [(pool, pool.revision) for pool, _ in self._deliveries]
+        basis = gathered.revision, self._surveys, pools
+        touched = self._world.store.take_rewritten(self._name) | self._written
+        self._written = set()
+        if basis != self._basis:
+            self._basis, self._groups = basis, {}
+            known, self._settled_status = self._settled_status, {}
+            for resource in members:
+                key = resource.key
+                if (looked := known.get(key)) is not None:
+                    self._settled_status[key] = looked
+                self._groups.setdefault(self._entered(key), []).append(resource)
+            self._moved = {}
+            self._progress = {entered: self._progressed(entered) for entered in self._groups}
+            return list(members)
+        before, self._progress = (
+            self._progress,
+            {entered: self._progressed(entered) for entered in self._groups},
+        )
+        moved = [
+            each
+            for entered, group in self._groups.items()
+            if before[entered] != self._progress[entered]
+            for each in group
+        ]
+        if touched:
+            moved += [each for each in members if each.key in touched]
+        return moved
+
+    async def refreshes(
+        self, most: int, hurry: Callable[[], bool]
+    ) -> AsyncIterator[tuple[Resource, Mapping[str, Any]]]:
+        """The status of objects of which only the Pods or their work have changed since `statuses`.
+
+        Where a Pod comes or goes every object's count of Pods is another one, and every survey tells of work.
+        So there are at most `most`, none once there is a `hurry`, and `postponed` tells how many are left.
+        """
+        now, self.refreshed = rfc3339(self._world.clock()), 0
+        while self._moved and self.refreshed < most and not hurry():
+            looked = self._look(self._moved.popitem()[1])
+            if looked is None:
+                continue
+            known = self._settled_status.get(looked.resource.key)
+            if known is None or not looked.alone(known):
+                continue  # It is somebody's by now, whom `statuses` tells.
+            if (status := self._anew(looked, now)) is not None:
+                self.refreshed += 1
+                yield looked.resource, status
+
+    @property
+    def postponed(self) -> int:
+        """Objects of which `refreshes` has something to tell."""
+        return len(self._moved)
+
+    def _look(self, resource: Resource) -> _Looked | None:
+        """What the object's status is made of; None while it is in no compilation."""
+        key = resource.key
+        if (conditions := self._conditions.get(key)) is None:
+            return None
+        entered = self._entered(key)
+        progress = self._progressed(entered)
+        return _Looked(resource, conditions, self._held(key), entered, progress, self._surveys)
+
+    def _entered(self, key: ObjectKey) -> tuple[int | None, ...]:
+        """Since which generation each pool has the object as it is."""
+        return tuple([pool.entered_at(key) for pool, _ in self._deliveries])
+
+    def _progressed(self, entered: tuple[int | None, ...]) -> tuple[Progress, ...]:
+        """How far the pools are with objects that entered them so."""
+        into = zip(self._deliveries, entered, strict=True)
+        return tuple([sent.progress(at) for (_, sent), at in into if at is not None])
+
+    def _anew(self, looked: _Looked, now: str) -> dict[str, Any] | None:
+        """The object's status; None if it is held like that."""
+        key = looked.resource.key
+        tell = tenant_status if key.kind == TENANT else application_status
+        pools = zip(self._deliveries, looked.entered, strict=True)
+        into = [(sent, at) for (_, sent), at in pools if at is not None]
+        status = tell(looked.resource, looked.conditions, into, looked.held, now)
+        status |= self._activity(key, looked.held, self._report)
+        news = not same(status, looked.held or {})
+        self._settled_status[key] = looked._replace(written=news)
+        if news:
+            self._written.add(key)
+        return status if news else None
 
     async def close(self) -> None:
         """Stop acting; nothing is undone."""
@@ -237,7 +339,7 @@ class Namespace:
         for pool in self._pools.values():
             if pool.compiled is not None:
                 return pool.compiled.conditions
-        found = self._digests.under(_ANY_SALT, gathered.needs.secrets)
+        found = self._digests.under(NO_SALT, gathered.needs.secrets)
         keys = issuer_keys(self._world.store, self._world.keyring, gathered.needs.keys, {})
         return examine(gathered.tenants, gathered.applications, found, keys)
 

@@ -60,6 +60,8 @@ class _Namespace:
     secrets: dict[str, _Secret] = field(default_factory=dict)
     #: Rises with everything that a configuration is compiled from.
     revision: int = 0
+    #: Whose status was seen to be another one than was known.
+    rewritten: set[ObjectKey] = field(default_factory=set)
 
 
 class Store:
@@ -80,10 +82,10 @@ class Store:
         if changed:  # Else the old one stays, with what is known of it.
             known.resource = resource
         if version >= known.version:
-            known.version, known.status = (
-                version,
-                known.status if known.status == status else _compact(status),
-            )
+            known.version = version
+            if known.status != status:
+                known.status = _compact(status)
+                space.rewritten.add(resource.key)
         space.revision += changed
         return changed
 
@@ -92,6 +94,12 @@ class Store:
         known = self._space(key.namespace).objects.get(key)
         if known is not None and version >= known.version:
             known.version, known.status = version, _compact(status)
+
+    def take_rewritten(self, namespace: str) -> set[ObjectKey]:
+        """Whose status somebody has written since this was asked last."""
+        space = self._space(namespace)
+        rewritten, space.rewritten = space.rewritten, set()
+        return rewritten
 
     def put_pod(self, pod: Pod, version: int) -> bool:
         """Take a Pod; true if anything changed that its sidecar is told by."""

@@ -1,70 +1,43 @@
-"""Asking a pool's sidecars what they do, now and then.
+"""What a pool's sidecars do, put together from what each tells when it is asked what it runs.
 
-It is nobody's hurry: a few calls at a time, spread over the interval, which grows with the number of Pods so
-that the rate of calls is bounded. A sidecar that doesn't answer is left out until the next round.
+A round lasts as long as it takes to have asked each. A sidecar that doesn't answer is left out of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from fairserve_operator.clients.sidecars import ControlPort
-from fairserve_operator.decide.activity import Report, combined, read_report
-from fairserve_operator.handlers.contracts import Sidecars
+from fairserve_operator.decide.activity import Report, Tally, read_report
 
-
-@dataclass(frozen=True, slots=True)
-class SurveyPace:
-    """How often sidecars are asked, in seconds."""
-
-    first_s: float = 5.0  #: after the start, when there is more urgent work
-    interval_s: float = 30.0
-    per_pod_s: float = 0.06  #: an interval is at least this times the number of Pods
-    at_a_time: int = 8
+#: The first round is over once everybody has answered, and at the latest after so many seconds.
+_FIRST_S = 5.0
+_LOOK_S = 0.05
 
 
 class Survey:
-    """Rounds over the sidecars that `ports` names. `told` is called with what they say together."""
+    """Rounds. `told` is called at the end of each in which anybody told anything, or nobody was there."""
 
-    def __init__(
-        self,
-        sidecars: Sidecars,
-        ports: Callable[[], Iterable[ControlPort]],
-        told: Callable[[Report], None],
-        pace: SurveyPace,
-    ) -> None:
-        self._sidecars = sidecars
-        self._ports = ports
+    def __init__(self, told: Callable[[Report], None]) -> None:
         self._told = told
-        self._pace = pace
+        self._tally = Tally()
+        self.begun = False  #: whether the first round is over
 
-    async def run(self) -> None:
-        """Go round until cancelled."""
-        await asyncio.sleep(self._pace.first_s)
-        loop = asyncio.get_running_loop()
+    def heard(self, pod: str, state: Mapping[str, Any]) -> None:
+        """Take what the sidecar of a Pod tells of itself."""
+        if pod not in self._tally.heard:
+            self._tally.add(pod, read_report(state))
+
+    async def run(self, all_asked: Callable[[], bool], round_s: Callable[[], float | None]) -> None:
+        """Go on until cancelled. `round_s` is how long it takes to ask each, None where nobody is there."""
+        clock = asyncio.get_running_loop().time
+        latest = clock() + _FIRST_S
+        while not all_asked() and clock() < latest:  # noqa: ASYNC110 (a thousand answers would wake it)
+            await asyncio.sleep(_LOOK_S)
         while True:
-            due = loop.time()
-            ports = tuple(self._ports())
-            due += max(self._pace.interval_s, self._pace.per_pod_s * len(ports))
-            reports = await self._round(ports)
-            if reports or not ports:
-                self._told(combined(reports))
-            await asyncio.sleep(max(0.0, due - loop.time()))
-
-    async def _round(self, ports: tuple[ControlPort, ...]) -> list[Report]:
-        reports: list[Report] = []
-        waiting = iter(ports)
-        pause_s = self._pace.per_pod_s * self._pace.at_a_time / 2
-
-        async def ask_some() -> None:
-            for port in waiting:
-                state = await self._sidecars.read_state(port)
-                if state is not None:
-                    reports.append(read_report(state))
-                await asyncio.sleep(pause_s)
-
-        asking: list[Awaitable[None]] = [ask_some() for _ in range(min(self._pace.at_a_time, len(ports)))]
-        await asyncio.gather(*asking)
-        return reports
+            lasts = round_s()
+            if self._tally.heard or lasts is None:
+                self._told(self._tally.report())
+            self._tally, self.begun = Tally(), True
+            await asyncio.sleep(lasts or _FIRST_S)

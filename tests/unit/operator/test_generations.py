@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fairserve_operator.decide.generations import Entry, entered, next_generation
+from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
 from fairserve_operator.decide.resources import ObjectKey
 
 A, B = ObjectKey("Tenant", "n", "a"), ObjectKey("Tenant", "n", "b")
@@ -39,3 +39,19 @@ def test_a_part_that_comes_back_enters_anew() -> None:
     before = entered({A: Entry("a1", 5)}, {}, 6)
     assert before == {}
     assert entered(before, {A: "a1"}, 7) == {A: Entry("a1", 7)}
+
+
+@pytest.mark.parametrize(
+    ("stored", "aimed", "expected"),
+    [
+        ((4, "h"), (4, "h"), (4, "h")),
+        ((4, "h"), (5, "i"), (5, "i")),  # told to sidecars, and not stored yet
+        ((6, "j"), (5, "i"), (6, "j")),  # another operator was here
+        ((5, "j"), (5, "i"), (5, None)),
+        ((0, None), (0, None), (0, None)),
+    ],
+)
+def test_newest_of_what_is_stored_and_what_was_told(
+    stored: tuple[int, str | None], aimed: tuple[int, str | None], expected: tuple[int, str | None]
+) -> None:
+    assert newest(stored, aimed) == expected

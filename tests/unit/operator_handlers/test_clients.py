@@ -16,6 +16,7 @@ from fairserve_operator.clients.sidecars import (
     Rejected,
     Running,
     SidecarClient,
+    State,
     Unreachable,
 )
 from tests.fakes.sidecar_control import SidecarControl
@@ -47,13 +48,19 @@ def port(control: SidecarControl, token: str = "right") -> ControlPort:
     return ControlPort(control.host, control.port, token)
 
 
+async def running(client: SidecarClient, control: SidecarControl) -> Running:
+    answer = await client.get_state(port(control))
+    assert isinstance(answer, State)
+    return answer.running
+
+
 async def test_config_is_acknowledged_and_seen_in_the_state(
     control: SidecarControl, client: SidecarClient
 ) -> None:
-    assert await client.get_state(port(control)) == Running(0, "")
+    assert await running(client, control) == Running(0, "")
     expected = Running(3, config(3).content_hash)
     assert await client.put_config(port(control), packed(config(3))) == expected
-    assert await client.get_state(port(control)) == expected
+    assert await running(client, control) == expected
 
 
 async def test_older_or_other_config_is_answered_with_what_runs(

@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 
 from fairserve.config import SchedulerConfig
 from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, Unreachable
-from fairserve_operator.decide.rendering import Renderer
+from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
-from fairserve_operator.manifests.boot_secret import compressed
 from tests.unit.operator_handlers.world import (
     FAST,
     PATIENT,
@@ -24,8 +23,18 @@ from tests.unit.operator_handlers.world import (
     until,
 )
 
-FIRST = Document(1, "h", document(1))
-SECOND = Document(2, "g", document(2, "g"))
+
+class Whole(Document):
+    """A document that always travels whole, in the words of the fake sidecars."""
+
+    def __init__(self, generation: int, content_hash: str = "h") -> None:
+        super().__init__(generation, content_hash, Rendering(content_hash, 0, {}, {}))
+
+    async def whole(self) -> bytes:
+        return document(self.generation, self.content_hash)
+
+
+FIRST, SECOND = Whole(1), Whole(2, "g")
 ARMED = OverloadOrder(True, 30.0, "queue-wait is 9")
 
 
@@ -41,6 +50,7 @@ class Delivered(PoolDelivery):
             world.tasks,
             self._count_change,
             self._count_outdated,
+            lambda pod, state: None,
             lambda: world.now,
             random.Random(3),
             pace,
@@ -70,7 +80,7 @@ async def test_every_pod_gets_the_document_once() -> None:
     async with delivering("a", "b") as (world, delivery):
         delivery.aim(FIRST, 8001, "token")
         await until(lambda: delivery.generations() == {"a": 1, "b": 1}, "all acknowledged")
-        delivery.aim(Document(1, "h", document(1)), 8001, "token")  # Equal: nothing to do.
+        delivery.aim(Whole(1), 8001, "token")  # Equal: nothing to do.
         await rest()
         assert sorted(host for host, _ in world.sidecars.pushes) == ["a", "b"]
         assert world.sidecars.tokens == {"token"}
@@ -146,7 +156,7 @@ def rendered(generation: int, weight: float) -> Document:
         }
     )
     rendering = Renderer().render(config)
-    return Document(generation, rendering.content_hash, compressed(config.to_bytes()), rendering)
+    return Document(generation, rendering.content_hash, rendering)
 
 
 async def test_change_travels_as_a_difference_to_what_runs() -> None:
@@ -184,7 +194,7 @@ async def test_newer_generation_on_a_sidecar_is_reported() -> None:
         delivery.aim(FIRST, 8001, "token")
         await until(lambda: delivery.outdated_calls, "the report")
         assert delivery.highest_seen == 41
-        delivery.aim(Document(42, "h", document(42)), 8001, "token")
+        delivery.aim(Whole(42), 8001, "token")
         await until(lambda: delivery.generations() == {"a": 42}, "the overtaking document")
 
 

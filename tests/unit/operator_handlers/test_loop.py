@@ -21,8 +21,16 @@ from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
 from fairserve_operator.handlers.census import forget_vanished, require_custom_resources
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
-from fairserve_operator.handlers.survey import SurveyPace
-from tests.unit.operator_handlers.world import FakeCluster, FakeWorld, fake_world, pod, resource, rest, until
+from tests.unit.operator_handlers.world import (
+    FAST,
+    FakeCluster,
+    FakeWorld,
+    fake_world,
+    pod,
+    resource,
+    rest,
+    until,
+)
 
 TIMING = Timing(
     quiet_s=0.002, burst_s=0.05, settle_s=0.05, first_settle_s=0.1, first_retry_s=0.001, last_retry_s=0.002
@@ -142,6 +150,29 @@ async def test_change_is_told_before_the_counts_that_a_new_pod_makes_old() -> No
         await until(lambda: {operated.programmed(name) for name in names} == {"3/3"}, "all counts, in time")
 
 
+async def test_what_arrives_is_told_before_the_counts_that_a_new_pod_makes_old() -> None:
+    slowly = replace(TIMING, refresh_s=0.1, most_refreshed=2)
+    async with operating(timing=slowly) as operated:
+        names = [f"t{number}" for number in range(30)]
+        for name in names:
+            operated.put(TENANT, name, {"weight": 1})
+        for name in names:
+            await operated.until_condition(name, "Programmed", "True")
+        operated.world.sidecars.down = {"b"}
+        operated.put(TENANT, "t7", {"weight": 9}, generation=2)
+        await operated.until_condition("t7", "Programmed", "False")
+        await rest()
+        written = len(operated.world.cluster.statuses)
+        operated.world.store.put_pod(pod("c"), 2)
+        operated.loop.mark("ns")
+        await until(lambda: "c" in operated.world.sidecars.running, "the new pod's document")
+        operated.world.sidecars.down = set()
+        await operated.until_condition("t7", "Programmed", "True")
+        told = {name for _, name, _ in operated.world.cluster.statuses[written:]}
+        assert len(told) < 20
+        await until(lambda: {operated.programmed(name) for name in names} == {"3/3"}, "all counts, in time")
+
+
 async def test_nothing_happens_before_everybody_was_seen() -> None:
     async with fake_world() as world:
         looks = 0
@@ -192,13 +223,15 @@ async def test_refused_pool_goes_on_with_its_last_document() -> None:
 async def test_api_server_that_fails_is_tried_again() -> None:
     async with operating() as operated:
         await operated.until_condition("team-a", "Programmed", "True")
+        version = int(operated.world.cluster.secrets["ns", "fairserve-llm"]["metadata"]["resourceVersion"])
+        operated.world.store.put_secret("ns", "fairserve-llm", version, {})
         operated.world.cluster.broken = ApiServerError("Secret", 500, "etcd is away")
         operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
         calls = operated.world.cluster.calls
         await until(lambda: operated.world.cluster.calls > calls + 3, "several tries")
-        assert operated.running() == {1}  # No sidecar sees a generation that is not stored.
+        await until(lambda: operated.running() == {2}, "the change, for which sidecars need no API server")
         operated.world.cluster.broken = None
-        await until(lambda: operated.running() == {2}, "the changed document")
+        await until(lambda: operated.boot().generation == 2, "the changed document in the Secret")
 
 
 async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> None:
@@ -215,15 +248,20 @@ async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> 
         assert operated.boot().identity.salt == before.identity.salt
 
 
-async def test_document_that_is_not_stored_counts_as_programmed_nowhere() -> None:
+async def test_document_that_can_not_be_stored_is_delivered_and_the_pool_says_so() -> None:
     async with operating() as operated:
         await operated.until_condition("team-a", "Programmed", "True")
         operated.world.cluster.conflicts = 1_000_000
         operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
-        await operated.until_condition("team-a", "Programmed", "False")
+        await until(lambda: operated.observed("team-a") == 2, "the change in force")
+        assert operated.condition("team-a", "Programmed")["status"] == "True"
+        told = await operated.until_condition("llm", "Programmed", "False")
+        assert told["reason"] == "NotStored"
+        assert "fairserve-llm" in told["message"]
+        assert operated.boot().generation == 1
         operated.world.cluster.conflicts = 0
-        done = await operated.until_condition("team-a", "Programmed", "True")
-        assert done["observedGeneration"] == 2
+        await operated.until_condition("llm", "Programmed", "True")
+        assert operated.boot().generation == 2
 
 
 async def test_existing_boot_secret_is_adopted_and_not_rewritten() -> None:
@@ -257,6 +295,9 @@ async def test_secret_of_somebody_else_is_left_alone() -> None:
         calls = world.cluster.calls
         await until(lambda: world.cluster.calls > calls + 10, "several tries")
         assert world.cluster.secrets["ns", "fairserve-llm"] == foreign
+        told = await operated.until_condition("llm", "Programmed", "False")
+        assert told["reason"] == "NotStored"
+        assert "somebody else's" in told["message"]
 
 
 async def test_edited_boot_secret_is_put_right() -> None:
@@ -344,8 +385,7 @@ def working(**service: float) -> dict[str, Any]:
 
 
 async def test_statuses_show_the_sidecars_work_and_change_only_with_it() -> None:
-    async with fake_world() as world:
-        world.world = replace(world.world, survey_pace=SurveyPace(first_s=0.01, interval_s=0.01, per_pod_s=0))
+    async with fake_world(FAST) as world:
         operated = Operated(world)
         for name in ("a", "b"):
             world.store.put_pod(pod(name), 1)
@@ -358,11 +398,11 @@ async def test_statuses_show_the_sidecars_work_and_change_only_with_it() -> None
         await until(lambda: operated.status("team-a").get("share") == shares, "the share")
         await until(lambda: operated.status("llm").get("window") == 16, "the window")
 
-        written, surveyed = len(world.cluster.statuses), len(world.sidecars.surveyed)
-        await until(lambda: len(world.sidecars.surveyed) > surveyed + 10, "more surveys")
+        written, looks = len(world.cluster.statuses), len(world.sidecars.looks)
+        await until(lambda: len(world.sidecars.looks) > looks + 10, "more surveys")
         assert len(world.cluster.statuses) == written
         world.sidecars.down = {"a", "b"}  # Whose work is unknown did not cease to work.
-        await until(lambda: len(world.sidecars.surveyed) > surveyed + 20, "surveys without answers")
+        await until(lambda: len(world.sidecars.looks) > looks + 20, "surveys without answers")
         assert len(world.cluster.statuses) == written
         world.sidecars.down = set()
         for name in ("a", "b"):
@@ -374,12 +414,13 @@ async def test_what_was_shown_of_work_stays_until_sidecars_were_asked_again() ->
     async with fake_world() as world:
         operated = Operated(world)
         world.store.put_pod(pod("a"), 1)
+        world.sidecars.down = {"a"}
         shown = {"share": {"configuredPercent": 10, "achievedPercent": 20}, "refusedInteractionsLastHour": 5}
         world.store.put(resource(SERVING_POOL, "llm", POOL), 1, {"window": 7})
         world.store.put(resource(TENANT, "team-a", {}), 1, shown)
         await operated.loop.start()
-        await operated.until_condition("team-a", "Programmed", "True")
-        await operated.until_condition("llm", "Programmed", "True")
+        await operated.until_condition("team-a", "Programmed", "False")
+        await operated.until_condition("llm", "Programmed", "False")
         assert {name: operated.status("team-a")[name] for name in shown} == shown
         assert operated.status("llm")["window"] == 7
 

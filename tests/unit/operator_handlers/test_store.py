@@ -99,3 +99,14 @@ def test_census_finds_who_is_missing_and_who_vanished_but_not_who_came_later() -
     assert store.vanished("Pod", "ns", {}, 10) == [("ns", "a")]
     assert store.vanished("Secret", None, {}, 10) == [("ns", "key")]
     assert store.vanished("Secret", "elsewhere", {}, 10) == []
+
+
+def test_statuses_that_others_wrote_are_told_once() -> None:
+    store = Store()
+    store.put(resource(TENANT, "a", {}), 1, {"weight": 1})
+    store.put_status(ObjectKey(TENANT, "ns", "a"), 2, {"weight": 2})
+    store.put(resource(TENANT, "a", {}), 2, {"weight": 2})  # Our own, as the watch tells it.
+    assert store.take_rewritten("ns") == set()
+    store.put(resource(TENANT, "a", {}), 3, {"weight": 3})
+    assert store.take_rewritten("ns") == {ObjectKey(TENANT, "ns", "a")}
+    assert store.take_rewritten("ns") == set()

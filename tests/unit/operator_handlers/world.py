@@ -20,6 +20,7 @@ from fairserve_operator.clients.sidecars import (
     OverloadTaken,
     Rejected,
     Running,
+    State,
     Unreachable,
 )
 from fairserve_operator.decide.resources import ObjectKey, Resource
@@ -111,7 +112,6 @@ class FakeSidecars:
         self.orders: list[tuple[str, bool, float, str]] = []
         self.tokens: set[str] = set()
         self.states: dict[str, dict[str, Any]] = {}
-        self.surveyed: list[str] = []
 
     async def put_config(
         self, port: ControlPort, document_gz: bytes
@@ -132,6 +132,8 @@ class FakeSidecars:
         self, port: ControlPort, difference: bytes
     ) -> Running | Newer | Rejected | Unreachable:
         self.differences.append((port.host, difference))
+        if port.host in self.down:
+            return Unreachable("refused")
         change, running = (
             Difference.from_bytes(_plain(difference)),
             self.running.get(port.host, Running(0, "")),
@@ -150,17 +152,13 @@ class FakeSidecars:
         running = self.running.get(port.host)
         return OverloadTaken(armed, running.generation if running else 0)
 
-    async def get_state(self, port: ControlPort) -> Running | Rejected | Unreachable:
+    async def get_state(self, port: ControlPort) -> State | Rejected | Unreachable:
         self.looks.append(port.host)
         if port.host in self.hanging:
             await asyncio.Event().wait()
         if port.host in self.down:
             return Unreachable("refused")
-        return self.running.get(port.host, Running(0, ""))
-
-    async def read_state(self, port: ControlPort) -> Mapping[str, Any] | None:
-        self.surveyed.append(port.host)
-        return None if port.host in self.down else self.states.get(port.host, {})
+        return State(self.running.get(port.host, Running(0, "")), self.states.get(port.host, {}))
 
 
 class FakeMetrics:
