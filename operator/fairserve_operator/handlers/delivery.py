@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from fairserve.rendering import Rendering, difference
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -27,7 +28,6 @@ from fairserve_operator.clients.sidecars import (
     Unreachable,
 )
 from fairserve_operator.decide.conditions import rfc3339
-from fairserve_operator.decide.rendering import Rendering, difference
 from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
 from fairserve_operator.handlers.store import Pod

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fairserve.config import SchedulerConfig
+from fairserve.rendering import Renderer
 from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, Unreachable
-from fairserve_operator.decide.rendering import Renderer
 from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
 from fairserve_operator.manifests.boot_secret import compressed
 from tests.unit.operator_handlers.world import (
