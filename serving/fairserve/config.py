@@ -33,6 +33,8 @@ Bytes = Annotated[int, Field(ge=1, le=core.MOST)]
 #: In lower case, as names are inside.
 _HEADER_NAME = r"[a-z0-9!#$%&'*+.^_`|~-]+"
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -398,7 +400,7 @@ def algorithms_of(key: Mapping[str, JsonValue]) -> frozenset[Algorithm]:
 
 def canonical_json(value: object) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def key_digest(salt: str, key: str) -> str:

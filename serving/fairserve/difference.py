@@ -2,30 +2,49 @@
 
 A difference names the document that it starts from and the hash of the one that it makes. Whoever holds
 another document, or gets another result, can't apply it and asks for the whole one. Tenants, applications,
-API keys and identity headers change one by one; every other field is replaced as a whole. Lists that change
-one by one are in order of their names, as the operator writes them; a list in another order is replaced.
+API keys, identity headers and token issuers change one by one, and so does whose each value of an issuer's
+claim is; every other field is replaced as a whole. Lists that change one by one are in order of their names,
+as the operator writes them; a list in another order is replaced.
+
+To apply a difference costs what it changes: what it puts is validated beside what that refers to, in a small
+document of its own, and all else stays the object that it was. Only copies of references and the hash are
+over everything.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, NamedTuple, Self
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from types import MappingProxyType
+from typing import Annotated, Any, Final, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fairserve.config import SchedulerConfig, canonical_json
+from fairserve.config import SchedulerConfig, TokenIssuerConfig, canonical_json
+from fairserve.core.settings import Settings
+from fairserve.rendering import (
+    INSIDE,
+    ISSUERS,
+    NAMED,
+    Entries,
+    Renderer,
+    Rendering,
+    difference,
+    document_of,
+    fields_of,
+    in_order,
+    issuer_piece,
+    member_piece,
+    name_of,
+    piece_of,
+    tenants_of,
+)
 
 #: What a body that holds a difference is called in Content-Type.
 MEDIA_TYPE: Final = "application/vnd.fairserve.difference+json"
 
-#: Lists whose entries change one by one, and the fields that name an entry.
-_NAMED: Final[dict[str, tuple[str, ...]]] = {
-    "tenants": ("name",),
-    "applications": ("name",),
-    "identity.api_keys": ("digest",),
-    "identity.headers": ("name", "value"),
-}
-#: Its fields are taken one by one; all other sections as a whole.
-_OPENED: Final = "identity"
+V = TypeVar("V")
 
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Content = dict[str, Any]
@@ -52,10 +71,11 @@ class Difference(Identification):
     """From `base` to the document of this generation and hash."""
 
     base: Identification
-    #: New values of fields, by path: "mode", "identity.salt".
+    #: New values of fields and lists, by path: "mode", "identity.salt".
     set: dict[str, Any] = {}
-    #: New and changed entries, by the path of their list.
-    put: dict[str, list[dict[str, Any]]] = {}
+    #: New and changed entries, by the path of their list. Of an issuer's tenants, whose path is
+    #: "identity.token_issuers.<issuer>": objects from a claim's value to a tenant's name.
+    put: dict[str, list[_Content]] = {}
     #: Names of entries that are gone, by the path of their list: "team-a", a key's digest, "header: value".
     remove: dict[str, list[str]] = {}
 
@@ -69,110 +89,329 @@ class Difference(Identification):
         return cls.model_validate_json(data)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A document with what is made of each of its objects. What two have in common are the same objects."""
+
+    config: SchedulerConfig
+    rendering: Rendering = field(repr=False)
+    settings: Settings = field(repr=False)
+    #: The entries of each list that changes one by one, by its path and their names, in their order.
+    entries: Mapping[str, Mapping[str, Any]] = field(repr=False)
+
+    @classmethod
+    def of(cls, config: SchedulerConfig) -> Self:
+        """All made anew."""
+        entries = {path: _named(path, _list(config, path)) for path in NAMED}
+        return cls(config, Renderer().render(config), config.settings(), entries)
+
+    @property
+    def hash(self) -> str:
+        """The document's content hash."""
+        return self.rendering.content_hash
+
+
 def diff(old: SchedulerConfig, new: SchedulerConfig) -> Difference:
     """What makes `new` of `old`."""
-    before, after = _opened(old), _opened(new)
-    changed: _Content = {}
-    put: dict[str, list[_Content]] = {}
-    remove: dict[str, list[str]] = {}
-    for path, value in after.items():
-        if value == before[path]:
-            continue
-        entries = _entries(path, value) if path in _NAMED else None
-        if entries is None or value != _in_order(path, entries):
-            changed[path] = value
-            continue
-        known = _entries(path, before[path])
-        if fresh := [entry for name, entry in entries.items() if known.get(name) != entry]:
-            put[path] = fresh
-        if gone := [name for name in known if name not in entries]:
-            remove[path] = gone
-    return Difference(
-        base=Identification(generation=old.generation, hash=old.content_hash),
-        generation=new.generation,
-        hash=new.content_hash,
-        set=changed,
-        put=put,
-        remove=remove,
-    )
+    renderer = Renderer()
+    before = renderer.render(old)
+    change = difference(before, old.generation, renderer.render(new), new.generation)
+    return Difference.from_bytes(change)
 
 
-def apply(difference: Difference, document: SchedulerConfig) -> SchedulerConfig:
-    """The document that the difference makes of `document`, validated whole.
+def apply(change: Difference, held: Held) -> Held:
+    """The document that the difference makes of the one that is held, as valid as if it were read whole.
 
     Raises WrongBaseError where the base is another document or the result isn't the one that was meant,
-    DifferenceError for paths and names that can't be, pydantic's ValidationError for an invalid result.
+    DifferenceError for paths and names that can't be and for entries that others still refer to, pydantic's
+    ValidationError for invalid values.
     """
-    base = difference.base
-    if (base.generation, base.hash) != (document.generation, document.content_hash):
+    base = change.base
+    if (base.generation, base.hash) != (held.config.generation, held.hash):
         raise WrongBaseError(f"generation {base.generation} with hash {base.hash[:12]} does not run")
-    content = _opened(document)
-    for path, value in difference.set.items():
-        if path not in content:
-            raise DifferenceError(f"set: there is no field {path!r}")
-        content[path] = value
-    for path in (*difference.put, *difference.remove):
-        if path not in _NAMED:
-            raise DifferenceError(f"put, remove: {path!r} is no list of named entries")
-        if path in difference.set:
-            raise DifferenceError(f"{path} is replaced and changed at once")
-    for path in difference.put.keys() | difference.remove.keys():
-        content[path] = _changed(path, content[path], difference)
-    result = SchedulerConfig.from_bytes(canonical_json(_closed(content, difference.generation)))
-    if result.content_hash != difference.hash:
-        raise WrongBaseError(f"the result's hash is {result.content_hash[:12]}, not {difference.hash[:12]}")
+    edits = _edits(change, held)
+    valid = _validated(change, held, edits)
+    _keep_references(held, edits)
+    result = _made(held, edits, valid)
+    if result.hash != change.hash:
+        raise WrongBaseError(f"the result's hash is {result.hash[:12]}, not {change.hash[:12]}")
     return result
 
 
-def _changed(path: str, value: list[_Content], difference: Difference) -> list[_Content]:
-    entries = _entries(path, value)
-    for name in difference.remove.get(path, ()):
-        if entries.pop(name, None) is None:
+# -- what is asked for ------------------------------------------------------------------------------
+
+
+class _Edit(NamedTuple):
+    """What happens to one list, or to one issuer's tenants. Entries are as they came."""
+
+    put: dict[str, Any]
+    removed: frozenset[str] = frozenset()
+    replaced: bool = False  #: all that is put is all that there is, in this order
+
+
+_UNTOUCHED: Final = _Edit({})
+
+
+def _edits(change: Difference, held: Held) -> dict[str, _Edit]:
+    """By path. Raises DifferenceError."""
+    edits: dict[str, _Edit] = {}
+    for path, value in change.set.items():
+        if path in NAMED:
+            edits |= _replacement(path, value, held)
+        elif path not in held.rendering.fields:
+            raise DifferenceError(f"set: there is no field {path!r}")
+    for path in change.put.keys() | change.remove.keys():
+        if path in edits:
+            raise DifferenceError(f"{path} is replaced and changed at once")
+    for path in [path for path in change.put.keys() | change.remove.keys() if path in NAMED]:
+        edits[path] = _edit(path, change, held, _by_name(path, change.put.get(path, [])))
+    for path in change.put.keys() | change.remove.keys():
+        if path not in NAMED:
+            edits[path] = _edit(path, change, held, _members(path, change, held, edits))
+    for issuer in edits.get(ISSUERS, _UNTOUCHED).put.values():
+        if issuer.get("tenants"):
+            raise DifferenceError(f"put: {ISSUERS}: tenants go under {tenants_of(issuer['issuer'])}")
+    return edits
+
+
+def _edit(path: str, change: Difference, held: Held, put: dict[str, Any]) -> _Edit:
+    removed = frozenset(change.remove.get(path, ()))
+    known = held.rendering.lists.get(path, {})
+    for name in removed:
+        if name not in known:
             raise DifferenceError(f"remove: {path} has no {name!r}")
-    for entry in difference.put.get(path, ()):
-        name = _key(path, entry).name
-        if name in difference.remove.get(path, ()):
+        if name in put:
             raise DifferenceError(f"{path}: {name!r} is put and removed at once")
-        entries[name] = entry
-    return _in_order(path, entries)
+    return _Edit(put, removed)
 
 
-class _Key(NamedTuple):
-    """What an entry is called, in two shapes."""
-
-    order: tuple[str, ...]
-    name: str
-
-
-def _key(path: str, entry: _Content) -> _Key:
-    order = tuple(entry.get(field) for field in _NAMED[path])
-    if not all(isinstance(part, str) for part in order):
-        raise DifferenceError(f"put: an entry of {path} lacks {' or '.join(_NAMED[path])}")
-    texts = tuple(str(part) for part in order)
-    return _Key(texts, ": ".join(texts))
-
-
-def _entries(path: str, value: list[_Content]) -> dict[str, _Content]:
-    return {_key(path, entry).name: entry for entry in value}
-
-
-def _in_order(path: str, entries: dict[str, _Content]) -> list[_Content]:
-    return sorted(entries.values(), key=lambda entry: _key(path, entry).order)
+def _replacement(path: str, value: Any, held: Held) -> dict[str, _Edit]:
+    """A list that is set whole; issuers' tenants with it."""
+    if not isinstance(value, list):
+        raise DifferenceError(f"set: {path} is no list")
+    put = _by_name(path, value)
+    if len(put) != len(value):
+        raise DifferenceError(f"set: an entry of {path} appears twice")
+    edits: dict[str, _Edit] = {}
+    if path == ISSUERS:
+        for name, entry in put.items():
+            tenants = entry.get("tenants")
+            if isinstance(tenants, dict):
+                put[name] = {**entry, "tenants": {}}
+                edits[tenants_of(name)] = _Edit(tenants, replaced=True)
+    edits[path] = _Edit(put, frozenset(held.entries[path].keys() - put.keys()), replaced=True)
+    return edits
 
 
-def _opened(document: SchedulerConfig) -> _Content:
-    """The document's fields by path, without its generation."""
-    content = document.model_dump(mode="json", exclude={"generation"})
-    inside = content.pop(_OPENED)
-    return {**content, **{f"{_OPENED}.{name}": value for name, value in inside.items()}}
+def _by_name(path: str, entries: list[Any]) -> dict[str, Any]:
+    for entry in entries:
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in NAMED[path]):
+            raise DifferenceError(f"an entry of {path} lacks {' or '.join(NAMED[path])}")
+    return {name_of(path, entry): entry for entry in entries}
 
 
-def _closed(content: _Content, generation: int) -> _Content:
-    document: _Content = {"generation": generation, _OPENED: {}}
-    for path, value in content.items():
-        section, _, name = path.partition(".")
-        if name:
-            document[section][name] = value
+def _members(path: str, change: Difference, held: Held, edits: dict[str, _Edit]) -> dict[str, Any]:
+    """What is put among an issuer's tenants; it must have such, now or already."""
+    issuer = path.removeprefix(f"{ISSUERS}.")
+    edit = edits.get(ISSUERS, _UNTOUCHED)
+    if issuer in edit.put:
+        has = isinstance(edit.put[issuer].get("tenants"), dict)
+    else:
+        has = issuer not in edit.removed and path in held.rendering.lists
+    if not path.startswith(f"{ISSUERS}.") or not has:
+        raise DifferenceError(f"put, remove: {path!r} is no list of named entries")
+    return {value: tenant for members in change.put.get(path, ()) for value, tenant in members.items()}
+
+
+# -- whether it may be ------------------------------------------------------------------------------
+
+
+def _validated(change: Difference, held: Held, edits: dict[str, _Edit]) -> SchedulerConfig:
+    """A document of what is put, of what that refers to, and of every field that isn't a list."""
+    before = held.rendering
+    try:
+        fields = {path: canonical_json(value) for path, value in change.set.items() if path not in NAMED}
+        lists = {
+            path: {name: canonical_json(entry) for name, entry in edits.get(path, _UNTOUCHED).put.items()}
+            for path in NAMED
+        }
+        for issuer in {*lists[ISSUERS], *before.lists[ISSUERS]}:
+            edit = edits.get(tenants_of(issuer))
+            if edit is not None:
+                lists[ISSUERS].setdefault(issuer, before.lists[ISSUERS].get(issuer, b""))
+                lists[tenants_of(issuer)] = {
+                    value: canonical_json(value) + b":" + canonical_json(tenant)
+                    for value, tenant in edit.put.items()
+                }
+    except ValueError as error:
+        raise DifferenceError(f"set, put: {error}") from error
+    for path, names in _referred(edits).items():
+        removed = edits.get(path, _UNTOUCHED).removed
+        for name in names - removed - lists[path].keys():
+            if name in before.lists[path]:
+                lists[path][name] = before.lists[path][name]
+    return SchedulerConfig.from_bytes(document_of({**before.fields, **fields}, lists, change.generation))
+
+
+def _referred(edits: dict[str, _Edit]) -> dict[str, set[str]]:
+    """The tenants and applications that what is put refers to."""
+    tenants: set[str] = set()
+    applications: set[str] = set()
+    for path, edit in edits.items():
+        if path in NAMED:
+            tenants |= _texts(entry.get("tenant") for entry in edit.put.values())
+            applications |= _texts(entry.get("application") for entry in edit.put.values())
         else:
-            document[section] = value
-    return document
+            tenants |= _texts(edit.put.values())
+    return {"tenants": tenants, "applications": applications}
+
+
+def _texts(values: Iterable[Any]) -> set[str]:
+    return {value for value in values if isinstance(value, str)}
+
+
+def _keep_references(held: Held, edits: dict[str, _Edit]) -> None:
+    """Raise DifferenceError for what stays and refers to what goes."""
+    for referred, path, of in (
+        ("tenants", "identity.api_keys", "tenant"),
+        ("applications", "identity.api_keys", "application"),
+        ("tenants", "identity.headers", "tenant"),
+        ("tenants", ISSUERS, "tenant"),
+    ):
+        _keep(path, held.entries[path], edits.get(path), edits.get(referred, _UNTOUCHED).removed, of)
+    gone = edits.get("tenants", _UNTOUCHED).removed
+    for name, issuer in held.entries[ISSUERS].items() if gone else ():
+        # What is no part of the issuer any more is put anew or gone with it.
+        if name in edits.get(ISSUERS, _UNTOUCHED).removed or _loses_tenants(edits, name):
+            continue
+        _keep(tenants_of(name), issuer.tenants or {}, edits.get(tenants_of(name)), gone, None)
+
+
+def _loses_tenants(edits: dict[str, _Edit], issuer: str) -> bool:
+    entry = edits.get(ISSUERS, _UNTOUCHED).put.get(issuer)
+    return entry is not None and entry.get("tenants") is None
+
+
+def _keep(
+    path: str, entries: Mapping[str, Any], edit: _Edit | None, gone: frozenset[str], of: str | None
+) -> None:
+    values = entries.values() if of is None else map(attrgetter(of), entries.values())
+    if not gone or gone.isdisjoint(values):
+        return
+    put, removed, replaced = edit or _UNTOUCHED
+    for name, entry in entries.items():
+        refers = entry if of is None else getattr(entry, of)
+        if refers in gone and not (replaced or name in put or name in removed):
+            raise DifferenceError(f"{path}: unknown {of or 'tenant'} {refers!r}")
+
+
+# -- what it makes ----------------------------------------------------------------------------------
+
+
+def _made(held: Held, edits: dict[str, _Edit], valid: SchedulerConfig) -> Held:
+    """The whole, of what stays and what is `valid` and put."""
+    lists: dict[str, Entries] = dict(held.rendering.lists)
+    entries: dict[str, Mapping[str, Any]] = dict(held.entries)
+    for path in NAMED:
+        edit = edits.get(path)
+        if path == ISSUERS or edit is None:
+            continue
+        models = _picked(edit, _named(path, _list(valid, path)))
+        entries[path] = _merged(path, held.entries[path], models, edit)
+        pieces = {name: piece_of(model) for name, model in models.items()}
+        lists[path] = _merged(path, held.rendering.lists[path], pieces, edit)
+    _make_issuers(held, edits, valid, lists, entries)
+    identity = valid.identity.model_copy(
+        update={
+            "api_keys": _sequence("identity.api_keys", held, entries),
+            "headers": _sequence("identity.headers", held, entries),
+            "token_issuers": _sequence(ISSUERS, held, entries),
+        }
+    )
+    config = valid.model_copy(
+        update={
+            INSIDE: identity,
+            "tenants": _sequence("tenants", held, entries),
+            "applications": _sequence("applications", held, entries),
+        }
+    )
+    settings = valid.settings()
+    settings = replace(
+        settings,
+        tenants=_settings("tenants", held.settings.tenants, settings.tenants, edits),
+        applications=_settings("applications", held.settings.applications, settings.applications, edits),
+    )
+    return Held(config, Rendering.of(fields_of(valid), lists), settings, entries)
+
+
+def _make_issuers(
+    held: Held,
+    edits: dict[str, _Edit],
+    valid: SchedulerConfig,
+    lists: dict[str, Entries],
+    entries: dict[str, Mapping[str, Any]],
+) -> None:
+    """Issuers with their tenants, which are edited apart."""
+    edit = edits.get(ISSUERS, _UNTOUCHED)
+    models: dict[str, TokenIssuerConfig] = {}
+    for issuer in valid.identity.token_issuers:
+        name, path = issuer.issuer, tenants_of(issuer.issuer)
+        lists.pop(path, None)
+        if issuer.tenants is not None:
+            before = held.entries[ISSUERS].get(name)
+            known = {} if before is None or before.tenants is None else before.tenants
+            whose = edits.get(path, _UNTOUCHED)
+            members = {value: member_piece(value, tenant) for value, tenant in issuer.tenants.items()}
+            lists[path] = _merged(path, held.rendering.lists.get(path, {}), members, whose, ordered=True)
+            whole = _merged(path, known, issuer.tenants, whose)
+            models[name] = issuer.model_copy(update={"tenants": whole})
+        else:
+            models[name] = issuer
+    for name in edit.removed:
+        lists.pop(tenants_of(name), None)
+    if models or edit.removed:
+        entries[ISSUERS] = _merged(ISSUERS, held.entries[ISSUERS], models, edit)
+        pieces = {name: issuer_piece(model) for name, model in models.items()}
+        lists[ISSUERS] = _merged(ISSUERS, held.rendering.lists[ISSUERS], pieces, edit)
+
+
+def _settings(
+    path: str, before: Mapping[str, V], valid: Mapping[str, V], edits: dict[str, _Edit]
+) -> Mapping[str, V]:
+    edit = edits.get(path)
+    if edit is None:
+        return before
+    return MappingProxyType(_merged(path, before, _picked(edit, valid), edit))
+
+
+def _picked(edit: _Edit, valid: Mapping[str, V]) -> dict[str, V]:
+    """What is put, valid and in its order, without what it only refers to."""
+    return {name: valid[name] for name in edit.put}
+
+
+def _merged(
+    path: str, before: Mapping[str, V], put: Mapping[str, V], edit: _Edit, *, ordered: bool = False
+) -> dict[str, V]:
+    if edit.replaced:
+        return in_order(path, put) if ordered else dict(put)
+    merged = {**before, **put}
+    if len(merged) == len(before) and not edit.removed:
+        return merged  # in the order in which they were
+    for name in edit.removed:
+        del merged[name]
+    return in_order(path, merged)
+
+
+def _sequence(path: str, held: Held, entries: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+    known = held.entries[path]
+    return _list(held.config, path) if entries[path] is known else tuple(entries[path].values())
+
+
+def _list(config: SchedulerConfig, path: str) -> tuple[Any, ...]:
+    section, _, name = path.rpartition(".")
+    entries: tuple[Any, ...] = getattr(config.identity if section else config, name)
+    return entries
+
+
+def _named(path: str, models: Iterable[Any]) -> dict[str, Any]:
+    return {name_of(path, model.__dict__): model for model in models}

@@ -20,7 +20,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from fairserve.config import SchedulerConfig
-from fairserve.difference import MEDIA_TYPE, Difference, WrongBaseError, apply
+from fairserve.difference import MEDIA_TYPE, Difference, Held, WrongBaseError, apply
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ class SidecarControl:
             raise WrongBaseError("another document runs")
         if (change.generation, change.hash) == (self._generation, self._hash):
             return self.config
-        return apply(change, self.config)
+        return apply(change, Held.of(self.config)).config
 
     async def _put_overload(self, request: web.Request) -> web.Response:
         body = await request.json()

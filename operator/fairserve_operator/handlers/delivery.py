@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from fairserve.rendering import Rendering, difference
 from fairserve_operator.clients.sidecars import (
     ControlPort,
     Newer,
@@ -29,7 +30,6 @@ from fairserve_operator.clients.sidecars import (
     Unreachable,
 )
 from fairserve_operator.decide.conditions import rfc3339
-from fairserve_operator.decide.rendering import Rendering, difference
 from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
 from fairserve_operator.handlers.store import Pod
@@ -144,7 +144,8 @@ class _Link:
     whole: bool = False  #: whether it takes no difference to what it acknowledged
     refused: Document | None = None  #: the document it will not take, however often it is given
     told: OverloadOrder | None = None
-    doubted: bool = False  #: whether to ask what it runs, although it acknowledged
+    #: When to ask what it runs although it acknowledged, in the event loop's time, whatever else wakes it.
+    look_at: float = 0.0
     problem: str = ""
     failures: int = 0  #: in a row
 
@@ -263,11 +264,10 @@ class PoolDelivery:
                 reached = await self._push(link)
             elif self._order is not None and link.told is not self._order:
                 reached = await self._tell(link, self._order)
-            elif link.doubted:
+            elif (remaining_s := link.look_at - _now()) <= 0.0:
                 reached = await self._verify(link)
             else:
-                if not await wait_for_event(link.wake, self._resync_s()):
-                    link.doubted = True
+                await wait_for_event(link.wake, remaining_s)
                 continue
             if not reached:
                 await wait_for_event(link.wake, self._retry_s(link))
@@ -373,7 +373,7 @@ class PoolDelivery:
                 _log.info("Pod %s: runs generation %d, not what it had", link.pod.name, running.generation)
             older = document is not None and 0 < running.generation < document.generation
             link.acknowledged, link.whole = running if older else None, False
-        link.asked, link.doubted = True, False
+        link.asked, link.look_at = True, self._next_look()
 
     def _compare_generation(self, link: _Link, generation: int) -> None:
         """A sidecar that runs another generation than it acknowledged is another process by now."""
@@ -382,7 +382,7 @@ class PoolDelivery:
             link.acknowledged = None
 
     def _acknowledge(self, link: _Link, running: Running) -> None:
-        link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False
+        link.acknowledged, link.acknowledged_at = running, self._clock()
         link.whole = False
         link.told = None  # A sidecar that had no configuration knows no overload state either.
         self._reached(link)
@@ -429,8 +429,8 @@ class PoolDelivery:
     def _between_s(self) -> float:
         return max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)
 
-    def _resync_s(self) -> float:
-        return self._between_s() * self._rng.uniform(2.0 - _LATEST_LOOK, _LATEST_LOOK)
+    def _next_look(self) -> float:
+        return _now() + self._between_s() * self._rng.uniform(2.0 - _LATEST_LOOK, _LATEST_LOOK)
 
     def _retry_s(self, link: _Link) -> float:
         longest = min(self._pace.first_retry_s * 2.0 ** min(link.failures - 1, 30), self._pace.last_retry_s)
@@ -438,6 +438,10 @@ class PoolDelivery:
 
     def _port(self, link: _Link) -> ControlPort:
         return ControlPort(link.pod.ip, self._control_port, self._token)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _packed_difference(
@@ -465,7 +469,7 @@ def _refresh(link: _Link, pod: Pod) -> bool:
     came_up = pod.ready and not link.pod.ready
     link.pod = pod
     if came_up:
-        link.doubted, link.failures = True, 0
+        link.look_at, link.failures = 0.0, 0
     return came_up
 
 

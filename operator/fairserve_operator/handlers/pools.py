@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
+from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
 from fairserve_operator.decide.activity import Report
 from fairserve_operator.decide.claims import Digests as FoundDigests
@@ -24,7 +25,6 @@ from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
-from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status

@@ -142,6 +142,8 @@ class LeastServed(Order):
     def change(self, head_start: int, *, continuations_first: bool) -> None:
         """Order what waits by another head start; counters and floors stay."""
         self._continuations_first = continuations_first
+        if head_start == self.head_start:
+            return
         self.head_start = head_start
         self.tenants.reset(head_start)
         for tenant in self._backlog.tenants.values():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from typing import Any, Final
 
 from fairserve.core import state, throttle
@@ -38,7 +39,14 @@ from fairserve.core.memory import Memory
 from fairserve.core.orders import LeastServed, Order, head_start, order_of
 from fairserve.core.overflow import Overflow
 from fairserve.core.prediction import ApplicationState, input_tokens
-from fairserve.core.settings import ApplicationSettings, Profile, Settings, TenantSettings, validate
+from fairserve.core.settings import (
+    ApplicationSettings,
+    Profile,
+    Settings,
+    TenantSettings,
+    changed,
+    validate,
+)
 
 _QUEUE_FULL: Final = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
 _QUEUE_TIMEOUT: Final = Refusal(RefusalReason.QUEUE_TIMEOUT, retry_after_s=None)
@@ -77,7 +85,7 @@ class Scheduler:
         self._came: set[str] = set()
         self._follow(discipline or OFFERED[settings.policy], settings)
         self.order: Order = order_of(self.discipline, settings, self.backlog)
-        self._adopt(settings)
+        self._adopt(settings, settings)
         self.traffic = TrafficMean(_initial_mean(self))
 
     # -- being told -------------------------------------------------------------------------------
@@ -87,13 +95,13 @@ class Scheduler:
         queued or runs stays. Calls of a tenant or application that is gone go on under their last settings
         where they run, under the default's where they wait. Raises SettingsError, and nothing has changed.
         """
-        validate(settings)
+        validate(settings, self.settings)
         discipline = self._fixed or OFFERED[settings.policy]
         if settings.applications.keys() != self.applications.keys():
             self._came = settings.applications.keys() - self.applications.keys()
             self._moved_at = self._told + self._ahead
-        self.settings = settings
-        self._adopt(settings)
+        before, self.settings = self.settings, settings
+        self._adopt(settings, before)
         self.overflow.forget()
         ordering = self.discipline.ordering
         self._follow(discipline, settings)
@@ -564,10 +572,17 @@ class Scheduler:
     def _application(self, name: str) -> ApplicationState:
         return self.applications.get(name, self.other_application)
 
-    def _adopt(self, settings: Settings) -> None:
-        """Give every tenant and application its settings."""
-        for tenant in self.backlog.tenants.values():
-            tenant.adopt(self.tenant_settings(tenant.name))
+    def _adopt(self, settings: Settings, before: Settings) -> None:
+        """Give every tenant and application its settings. What is the same object as before is in force."""
+        tenants = self.backlog.tenants
+        if settings.default_tenant == before.default_tenant:
+            names = [*changed(settings.tenants, before.tenants), *_gone(settings.tenants, before.tenants)]
+        else:
+            names = list(tenants)
+        for name in names:
+            tenant = tenants.get(name)
+            if tenant is not None:
+                tenant.adopt(self.tenant_settings(name))
         # An application that is gone goes on under the default's settings where its calls wait.
         for name, state_ in self._states.items():
             if name not in settings.applications:
@@ -599,6 +614,10 @@ class Scheduler:
         # What runs was charged to counters that are gone: what it still costs or gets back moves none.
         for ticket in self.running_calls().values():
             ticket.tenant_weight = ticket.application_weight = math.inf
+
+
+def _gone(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    return [] if now is before else [name for name in before if name not in now]
 
 
 def _open_interaction(

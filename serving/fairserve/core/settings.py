@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import compress
+from operator import is_not
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from fairserve.core.calls import Policy, ThrottlingMode
 from fairserve.core.errors import SettingsError
@@ -140,13 +142,24 @@ class Settings:
     queue: TotalBounds = TotalBounds()
 
 
-def validate(settings: Settings) -> None:
-    """Raise SettingsError, which names object and field, for numbers that can't be scheduled by."""
-    for problem in _problems(settings):
+def changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """Names under which there is another object than before, or a new one. Of ten thousand that stay nearly
+    all, so that they are compared by identity, and not one by one in Python.
+    """
+    if now is before:
+        return []
+    return list(compress(now, map(is_not, now.values(), map(before.get, now))))
+
+
+def validate(settings: Settings, valid: Settings | None = None) -> None:
+    """Raise SettingsError, which names object and field, for numbers that can't be scheduled by. Tenants and
+    applications that are the same objects in `valid` are not looked at again.
+    """
+    for problem in _problems(settings, valid or Settings()):
         raise SettingsError(problem)
 
 
-def _problems(settings: Settings) -> Iterator[str]:
+def _problems(settings: Settings, valid: Settings) -> Iterator[str]:
     yield from _outside("normalisation", settings.normalisation, 0.0, 1.0)
     yield from _outside("continuation_head_start", settings.continuation_head_start, 0.0, 1e6)
     for kind in fields(TokenWeights):
@@ -155,11 +168,12 @@ def _problems(settings: Settings) -> Iterator[str]:
         yield from _outside(f"tokens.{kind.name}", price, lowest, MAX_WEIGHT)
     yield from _outside("queue.max_requests", settings.queue.max_requests, 1, MOST)
     yield from _outside("queue.max_bytes", settings.queue.max_bytes, 1, MOST)
-    for tenant in settings.tenants.values():
-        yield from _tenant(f"tenant {tenant.name}", tenant)
+    for name in changed(settings.tenants, valid.tenants):
+        yield from _tenant(f"tenant {settings.tenants[name].name}", settings.tenants[name])
     if settings.default_tenant is not None:
         yield from _tenant("default tenant", settings.default_tenant)
-    for application in (*settings.applications.values(), settings.default_application):
+    new = (settings.applications[name] for name in changed(settings.applications, valid.applications))
+    for application in (*new, settings.default_application):
         yield from _application(f"application {application.name}", application)
 
 

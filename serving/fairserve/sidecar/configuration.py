@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fairserve.config import SchedulerConfig
-from fairserve.difference import Difference, DifferenceError, WrongBaseError, apply
+from fairserve.core.settings import Settings
+from fairserve.difference import Difference, Held, WrongBaseError, apply
 from fairserve.sidecar.identity import IdentityTable
 
 #: A document is at most this long, before and after decompression.
@@ -34,16 +35,30 @@ class DocumentTooLargeError(DocumentError):
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A document and what is made of it once."""
+    """A document and what is made of it once, so that it takes no time to run it."""
 
-    document: SchedulerConfig
-    hash: str
+    held: Held
     table: IdentityTable
+
+    @property
+    def document(self) -> SchedulerConfig:
+        """The document."""
+        return self.held.config
+
+    @property
+    def settings(self) -> Settings:
+        """What the scheduler decides by."""
+        return self.held.settings
+
+    @property
+    def hash(self) -> str:
+        """The document's content hash."""
+        return self.held.hash
 
     @property
     def generation(self) -> int:
         """Its place in the order of documents."""
-        return self.document.generation
+        return self.held.config.generation
 
 
 class _Parts(BaseModel):
@@ -70,7 +85,11 @@ def read_document(data: bytes) -> Configuration:
         document = SchedulerConfig.from_bytes(_plain(data))
     except ValidationError as error:
         raise DocumentError(describe_problems(error)) from error
-    return _configuration(document)
+    try:
+        table = IdentityTable(document)
+    except ValueError as error:
+        raise DocumentError(str(error)) from error
+    return Configuration(Held.of(document), table)
 
 
 def read_difference(data: bytes, running: Configuration | None) -> Configuration:
@@ -83,12 +102,15 @@ def read_difference(data: bytes, running: Configuration | None) -> Configuration
             raise WrongBaseError("no document runs yet")
         if (difference.generation, difference.hash) == (running.generation, running.hash):
             return running
-        document = apply(difference, running.document)
+        held = apply(difference, running.held)
+        table = running.table.after(running.held, held)
     except ValidationError as error:
         raise DocumentError(describe_problems(error)) from error
-    except DifferenceError as error:
+    except WrongBaseError:
+        raise
+    except ValueError as error:  # a difference that makes no sense, or an issuer's key that can't be used
         raise DocumentError(str(error)) from error
-    return _configuration(document)
+    return Configuration(held, table)
 
 
 def read_file(path: Path) -> Configuration:
@@ -129,14 +151,6 @@ def judge(running: Configuration | None, offered: Configuration) -> Verdict:
     if offered.generation == running.generation:
         return Verdict.SAME if offered.hash == running.hash else Verdict.OUTDATED
     return Verdict.ADOPT if offered.generation > running.generation else Verdict.OUTDATED
-
-
-def _configuration(document: SchedulerConfig) -> Configuration:
-    try:
-        table = IdentityTable(document)
-    except ValueError as error:
-        raise DocumentError(str(error)) from error
-    return Configuration(document, document.content_hash, table)
 
 
 def _plain(data: bytes) -> bytes:

@@ -15,18 +15,25 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from fairserve.config import INTERACTION_SOURCES, IdentityConfig, SchedulerConfig
-from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT
+from fairserve.config import (
+    INTERACTION_SOURCES,
+    HeaderIdentityConfig,
+    IdentityConfig,
+    SchedulerConfig,
+    TenantConfig,
+)
+from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT, changed
 from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.messages import Headers
 from fairserve.sidecar.refusals import Problem
 
 if TYPE_CHECKING:
+    from fairserve.difference import Held
     from fairserve.sidecar.tokens import TokenIssuers
 
 TENANT_HEADER: Final = b"x-fairserve-tenant"
@@ -50,6 +57,12 @@ _TRACEPARENT: Final = re.compile(
 #: A longer name of a user or an interaction is kept as its digest.
 _MAX_NAME: Final = 128
 
+#: Headers that hold a tenant's name, in the order in which they count.
+_TENANT_HEADERS: Final = (TENANT_HEADER, *_GATEWAY_TENANT_HEADERS)
+_KEYS: Final = "identity.api_keys"
+_HEADERS: Final = "identity.headers"
+
+_Entries = Mapping[str, Mapping[str, Any]]
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -128,26 +141,100 @@ class Memory:
         self.claim: Claim | None = None
 
 
+class _Claims:
+    """What tenants' names, keys and headers stand for. Never changed: another one comes after it."""
+
+    def __init__(
+        self,
+        tenants: dict[str, Claim],
+        by_header: dict[bytes, Claim],
+        keys: dict[str, Claim],
+        headers: dict[bytes, dict[bytes, Claim]],
+    ) -> None:
+        self.tenants = tenants
+        self.by_header = by_header  #: tenants, by their names as a header has them
+        self.keys = keys  #: by digest
+        self.headers = headers  #: by header and value; those that hold a tenant's name are always there
+
+    def after(self, before: _Entries, now: _Entries) -> _Claims:
+        """The claims of entries some of which are other objects than before."""
+        made = {name: _claim(now["tenants"][name]) for name in changed(now["tenants"], before["tenants"])}
+        fresh = {name: claim for name, claim in made.items() if self.tenants.get(name) != claim}
+        gone = self.tenants.keys() - now["tenants"].keys()
+        tenants, by_header = self.tenants, self.by_header
+        if fresh or gone:
+            tenants = {**tenants, **fresh}
+            by_header = {**by_header, **{name.encode(): claim for name, claim in fresh.items()}}
+            for name in gone:
+                del tenants[name], by_header[name.encode()]
+        # Who had a key or a header and is told of otherwise now, which is rare.
+        other = frozenset(name for name in fresh if name in self.tenants)
+        keys = self.keys
+        if other or now[_KEYS] is not before[_KEYS]:
+            known = now[_KEYS]
+            keys = dict(keys)
+            for digest in (*changed(known, before[_KEYS]), *_of(known, other)):
+                keys[digest] = replace(tenants[known[digest].tenant], application=known[digest].application)
+            for digest in keys.keys() - known.keys():
+                del keys[digest]
+        headers = self.headers
+        if other or now[_HEADERS] is not before[_HEADERS]:
+            headers = _header_claims(now[_HEADERS].values(), tenants)
+        return _Claims(tenants, by_header, keys, headers)
+
+
+def _claims_of(config: SchedulerConfig) -> _Claims:
+    tenants = {tenant.name: _claim(tenant) for tenant in config.tenants}
+    return _Claims(
+        tenants,
+        {name.encode(): claim for name, claim in tenants.items()},
+        {
+            key.digest: replace(tenants[key.tenant], application=key.application)
+            for key in config.identity.api_keys
+        },
+        _header_claims(config.identity.headers, tenants),
+    )
+
+
+def _claim(tenant: TenantConfig) -> Claim:
+    return Claim(tenant.name, cache_salt=tenant.cache_salt)
+
+
+def _header_claims(
+    headers: Iterable[HeaderIdentityConfig], tenants: Mapping[str, Claim]
+) -> dict[bytes, dict[bytes, Claim]]:
+    claims: dict[bytes, dict[bytes, Claim]] = {}
+    for header in headers:
+        claims.setdefault(header.name.encode(), {})[header.value.encode()] = tenants[header.tenant]
+    for name in _TENANT_HEADERS:
+        claims.setdefault(name, {})
+    return claims
+
+
+def _of(entries: Mapping[str, Any], tenants: frozenset[str]) -> list[str]:
+    return [name for name, entry in entries.items() if entry.tenant in tenants] if tenants else []
+
+
 class IdentityTable:
     """All identities of one configuration. Replaced whole; only the tokens seen so far are learned.
 
     `clock` gives seconds since the epoch. Raises ValueError for an issuer's key that can't be used.
     """
 
-    def __init__(self, config: SchedulerConfig, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        clock: Callable[[], float] = time.time,
+        claims: _Claims | None = None,
+        issuers: TokenIssuers | None = None,
+    ) -> None:
+        """`claims` are those of this document where they are known, and `issuers` what may still serve."""
         identity: IdentityConfig = config.identity
+        self._clock = clock
         self._salt = bytes.fromhex(identity.salt)
-        claims = {tenant.name: Claim(tenant.name, cache_salt=tenant.cache_salt) for tenant in config.tenants}
-        self._keys = {
-            key.digest: replace(claims[key.tenant], application=key.application) for key in identity.api_keys
-        }
-        self._headers: dict[bytes, dict[bytes, Claim]] = {}
-        for header in identity.headers:
-            values = self._headers.setdefault(header.name.encode(), {})
-            values[header.value.encode()] = claims[header.tenant]
-        by_name = {name.encode(): claim for name, claim in claims.items()}
-        for name in (TENANT_HEADER, *_GATEWAY_TENANT_HEADERS):
-            self._headers[name] = {**by_name, **self._headers.get(name, {})}
+        self._claims = claims = _claims_of(config) if claims is None else claims
+        # Looked up for each call.
+        self._keys, self._headers, self._tenants = claims.keys, claims.headers, claims.by_header
         self._applications = {a.name.encode(): a.name for a in config.applications}
         self._orders = {a.name: _Order(a.interaction_sources) for a in config.applications}
         self._trusted: tuple[_Network, ...] = tuple(
@@ -161,11 +248,19 @@ class IdentityTable:
             # Cryptography is megabytes that a pool without tokens doesn't load.
             from fairserve.sidecar.tokens import TokenIssuers
 
-            self._issuers = TokenIssuers(
-                identity.token_issuers, claims, self._default, frozenset(self._orders), clock
-            )
+            arguments = identity.token_issuers, claims.tenants, self._default, frozenset(self._orders)
+            if issuers is None or not issuers.serves(*arguments):
+                issuers = TokenIssuers(*arguments, clock)
+            self._issuers = issuers
         #: Headers that from an untrusted peer don't reach the engine: identity, and a place in its queue.
         self.header_names = frozenset(self._headers) | {PRIORITY_HEADER}
+
+    def after(self, before: Held, now: Held) -> IdentityTable:
+        """The table of the document that follows this one's: what they have in common is taken over. Raises
+        ValueError as for a new one.
+        """
+        claims = self._claims.after(before.entries, now.entries)
+        return IdentityTable(now.config, self._clock, claims, self._issuers)
 
     def trusts(self, peer: str) -> bool:
         """Whether identity headers from that address are believed."""
@@ -264,6 +359,8 @@ class IdentityTable:
             if _is_ambiguous(headers, name, value):
                 return _ambiguous(name)
             claim = claims.get(value)
+            if claim is None and name in _TENANT_HEADERS:
+                claim = self._tenants.get(value)
             if claim is not None:
                 return claim
         return None

@@ -163,7 +163,7 @@ class Sidecar:
         verdict = judge(self._configuration, offered)
         if verdict is Verdict.ADOPT:
             document = offered.document
-            self.scheduler.configure(document.settings())
+            self.scheduler.configure(offered.settings)
             self._lease.configure(document.overload.stale_after_s, document.overload.on_stale)
             self._configure_local(document.overload)
             self._configuration = offered

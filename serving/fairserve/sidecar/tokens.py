@@ -12,6 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import is_
 from typing import Any
 
 import jwt
@@ -88,12 +89,29 @@ class TokenIssuers:
         applications: frozenset[str],
         clock: Callable[[], float],
     ) -> None:
+        self.configs = issuers
         self._issuers = {issuer.issuer: _Issuer(issuer) for issuer in issuers}
         self._tenants = tenants
         self._default = default
         self._applications = applications
         self._clock = clock
         self._verified = VerifiedTokens()
+
+    def serves(
+        self,
+        issuers: tuple[TokenIssuerConfig, ...],
+        tenants: Mapping[str, Claim],
+        default: Claim | None,
+        applications: frozenset[str],
+    ) -> bool:
+        """Whether these issuers are the same, and their tokens stand for the same."""
+        return (
+            len(issuers) == len(self.configs)
+            and all(map(is_, issuers, self.configs))
+            and tenants is self._tenants
+            and default == self._default
+            and applications == self._applications
+        )
 
     def claim(self, token: bytes, digest: str) -> Claim | Problem | None:
         """What a token stands for, or why it stands for nothing; None for what is no token of these issuers.

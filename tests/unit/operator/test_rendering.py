@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fairserve.config import SchedulerConfig
-from fairserve.difference import Difference, apply, diff
-from fairserve_operator.decide.rendering import Renderer, difference
+from fairserve.difference import Difference, Held, apply, diff
+from fairserve.rendering import Renderer, difference
 from tests.unit.operator.builders import api_key, compiled, tenant
 
 KEYS = {"s": "the-key", "t": "another"}
@@ -33,7 +33,9 @@ def test_difference_is_what_a_sidecar_would_compute() -> None:
     renderer = Renderer()
     change = difference(renderer.render(old), 1, renderer.render(new), 2)
     assert Difference.from_bytes(change) == diff(with_generation(old, 1), with_generation(new, 2))
-    assert apply(Difference.from_bytes(change), with_generation(old, 1)) == with_generation(new, 2)
+    assert apply(Difference.from_bytes(change), Held.of(with_generation(old, 1))).config == with_generation(
+        new, 2
+    )
 
 
 def test_tenants_that_did_not_change_are_not_rendered_again() -> None:

@@ -6,10 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fairserve.config import SchedulerConfig
+from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, Unreachable
-from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
 from tests.unit.operator_handlers.world import (
     FAST,
@@ -254,6 +255,19 @@ async def test_resync_catches_a_sidecar_that_lost_its_document() -> None:
         world.sidecars.running["a"] = Running(0, "")
         await until(lambda: world.sidecars.running["a"] == Running(1, "h"), "the document again")
         assert world.sidecars.looks
+
+
+async def test_resync_comes_however_often_overload_is_evaluated() -> None:
+    async with delivering("a", pace=replace(PATIENT, resync_s=0.3)) as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.running["a"] = Running(1, "what nobody gave it")
+
+        def evaluated() -> bool:
+            delivery.order(replace(ARMED))
+            return world.sidecars.running["a"] == Running(1, "h")
+
+        await until(evaluated, "the document again")
 
 
 async def test_generation_in_the_answer_to_an_order_tells_of_a_restart() -> None:

@@ -6,7 +6,10 @@ import pytest
 
 from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.core.settings import DEFAULT_TENANT
+from fairserve.difference import diff
 from fairserve.engine.requests import EngineRequest
+from fairserve.sidecar.claims import Claim
+from fairserve.sidecar.configuration import read_difference, read_document
 from fairserve.sidecar.identity import APPLICATION_HEADER, USER_HEADER, Caller, IdentityTable, Memory
 from fairserve.sidecar.refusals import Problem
 
@@ -270,3 +273,30 @@ def test_a_connection_is_remembered_by_its_last_key_alone():
     answers = [tenant(key) for key in (b"ka", b"ka", b"stolen", b"k", b"kaa", b"ka")]
     assert answers == ["a", "a", *["invalid_api_key"] * 3, "a"]
     assert [tenant("kü".encode()), tenant(b"ka")] == ["b", "a"]
+
+
+def test_what_a_header_is_configured_to_mean_counts_before_a_tenants_name():
+    identity = {"salt": SALT, "headers": [{"name": "x-fairserve-tenant", "value": "a", "tenant": "b"}]}
+    assert identify({"x-fairserve-tenant": "a"}, trusted=True, identity=identity).tenant == "b"
+    assert identify({"x-fairserve-tenant": "b"}, trusted=True, identity=identity).tenant == "b"
+
+
+@pytest.mark.parametrize("head", [(b"x-api-key", b"ka"), (b"x-team", b"ant"), (b"x-fairserve-tenant", b"a")])
+def test_a_tenants_new_cache_salt_is_its_keys_and_headers_at_once(head):
+    def document(generation: int, salt: str) -> SchedulerConfig:
+        identity = {
+            "salt": SALT,
+            "api_keys": [{"digest": key_digest(SALT, "ka"), "tenant": "a"}],
+            "headers": [{"name": "x-team", "value": "ant", "tenant": "a"}],
+        }
+        tenants = [{"name": "a", "cache_salt": salt}, {"name": "b"}]
+        return SchedulerConfig.model_validate(
+            {"pool": "n/p", "generation": generation, "identity": identity, "tenants": tenants}
+        )
+
+    running = read_document(document(1, "old").to_bytes())
+    changed = read_difference(diff(document(1, "old"), document(2, "new")).to_bytes(), running)
+    for configuration, salt in ((running, "old"), (changed, "new")):
+        memory = Memory(configuration.table, "10.0.0.9")
+        claim = configuration.table.authenticate([head], dict([head]), memory, trusted=True)
+        assert claim == Claim("a", cache_salt=salt)

@@ -451,6 +451,33 @@ def test_a_connection_remembers_no_token_which_has_an_end():
     assert memory.claim is None
 
 
+def tenants(weight: float = 1.0, salt: str = "salt-of-a") -> list[dict]:
+    return [{"name": "a", "cache_salt": salt, "weight": weight}, {"name": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "remembered"),
+    [
+        ({"tenants": tenants(weight=2)}, 1),
+        ({"mode": "Shadow"}, 1),
+        ({"tenants": tenants(salt="another")}, 0),
+        ({"tenants": [*tenants(), {"name": "c"}]}, 0),
+        ({"applications": []}, 0),
+        ({"default_tenant": {"name": "d"}}, 0),
+        ({"identity": fields(issuer(audiences=["llm"]))["identity"]}, 0),
+    ],
+)
+def test_verified_tokens_are_remembered_where_they_stand_for_the_same(changes, remembered):
+    running = read_document(SchedulerConfig.model_validate(fields(tenants=tenants())).to_bytes())
+    signed = token()
+    assert shown(running.table, signed) == Claim("a", user="ann", cache_salt="salt-of-a")
+    wanted = SchedulerConfig.model_validate(fields(**{"tenants": tenants(), **changes, "generation": 1}))
+    made = read_difference(diff(running.document, wanted).to_bytes(), running)
+    assert len(made.table._issuers._verified) == remembered
+    salt = wanted.tenants[0].cache_salt
+    assert shown(made.table, signed) == Claim("a", user="ann", cache_salt=salt)
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_key_that_is_none_is_refused_whole_or_as_a_difference(whole):
     running = read_document(SchedulerConfig.model_validate(fields()).to_bytes())
