@@ -6,6 +6,7 @@ and raises nothing. Nothing is retried here: when to try again is the delivery's
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ import aiohttp
 from yarl import URL
 
 from fairserve.difference import MEDIA_TYPE
+from fairserve_operator.clients.wording import one_line
 
 #: A sidecar answers from memory; what takes longer is better tried again later.
 _CONNECT_TIMEOUT_S = 1.0
 _TIMEOUT_S: Final = 5.0
-#: Of a sidecar's own words in messages.
-_MAX_WORDS = 300
+#: Bytes of an answer. The state of 10,000 tenants is a few MiB; whoever sends more is no sidecar.
+_LONGEST_ANSWER = 16 * 1024 * 1024
 #: As much of a reason as a sidecar keeps.
 _MAX_REASON = 1024
 _GZIP: Final = b"\x1f\x8b"
@@ -180,11 +182,33 @@ class SidecarClient:
             async with self._session.request(
                 method, url, headers=signed, allow_redirects=False, **body
             ) as response:
-                return response.status, await response.json(content_type=None)
+                return response.status, await _content(response)
         except TimeoutError:
             return Unreachable("no answer in time")
+        except _TooLongError:
+            return Unreachable(f"an answer longer than {_LONGEST_ANSWER} bytes")
         except (aiohttp.ClientError, OSError, ValueError) as problem:
-            return Unreachable(f"{type(problem).__name__}: {problem}"[:_MAX_WORDS])
+            return Unreachable(one_line(f"{type(problem).__name__}: {problem}"))
+
+
+class _TooLongError(Exception):
+    """An answer that no sidecar gives."""
+
+
+async def _content(response: aiohttp.ClientResponse) -> Any:
+    """The JSON in an answer, or its text where there is none: whoever listens there may send anything.
+
+    Raises _TooLongError.
+    """
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _LONGEST_ANSWER:
+            raise _TooLongError
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body.decode("utf-8", "replace")
 
 
 def _configuration(answer: tuple[int, Any] | Unreachable) -> Running | Newer | Rejected | Unreachable:
@@ -202,6 +226,6 @@ def _failure(answer: tuple[int, Any] | Unreachable) -> Rejected | Unreachable:
         case Unreachable():
             return answer
         case status, {"error": words} if 400 <= status < 500 and status not in (408, 429):
-            return Rejected(status, str(words)[:_MAX_WORDS])
+            return Rejected(status, one_line(str(words)))
         case status, body:
-            return Unreachable(f"HTTP {status}: {str(body)[:_MAX_WORDS]}")
+            return Unreachable(f"HTTP {status}: {one_line(str(body))}")

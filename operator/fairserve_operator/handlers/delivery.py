@@ -45,6 +45,8 @@ _LONGEST_HOLD_S = 1.0
 _BASES = 8
 #: A difference is compressed if it is longer than this.
 _SMALL = 2048
+#: A generation above this is no word of an operator: counting to it takes longer than there are changes.
+_MOST_BELIEVED = 2**52
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ class _Link:
     refused: Document | None = None  #: the document it will not take, however often it is given
     told: OverloadOrder | None = None
     doubted: bool = False  #: whether to ask what it runs, although it acknowledged
+    contradictions: int = 0  #: how often lately it ran something else than it had acknowledged
+    overtakes: int = 0  #: how often in a row it ran a generation that ours had to exceed
     problem: str = ""
     failures: int = 0  #: in a row
 
@@ -243,7 +247,7 @@ class PoolDelivery:
                 reached = await self._verify(link)
             else:
                 if not await wait_for_event(link.wake, self._resync_s()):
-                    link.doubted = True
+                    link.doubted, link.contradictions = True, 0
                 continue
             if not reached:
                 await wait_for_event(link.wake, self._retry_s(link))
@@ -276,6 +280,8 @@ class PoolDelivery:
                 return True
         self._awaited.discard(link)
         match answer:
+            case Running() if _runs(answer, document) and link.contradictions:
+                return await self._confirm(link, document)
             case Running() if _runs(answer, document):
                 self._acknowledge(link, answer)
             case Running(generation, content_hash):
@@ -289,6 +295,20 @@ class PoolDelivery:
             case Unreachable():
                 return self._failed(link, answer)
         return True
+
+    async def _confirm(self, link: _Link, document: Document) -> bool:
+        """Ask whether it runs what it has acknowledged: it told of something else after it did so before."""
+        async with self._lanes.slot(link.failures > 0):
+            answer = await self._sidecars.get_state(self._port(link))
+        match answer:
+            case Running() if _runs(answer, document):
+                self._acknowledge(link, answer)
+                return link.contradictions <= 1
+            case Running(generation):
+                told = f"acknowledged generation {document.generation}, but says that it runs {generation}"
+                return self._failed(link, Unreachable(told))
+            case Rejected() | Unreachable():
+                return self._failed(link, answer)
 
     async def _difference(self, link: _Link, document: Document) -> bytes | None:
         """What makes the document of the one that the sidecar runs; None: give it the whole one."""
@@ -314,7 +334,8 @@ class PoolDelivery:
         match answer:
             case OverloadTaken(generation=generation):
                 link.told = order
-                self._compare_generation(link, generation)
+                # One that runs another generation than it acknowledged is another process by now.
+                link.doubted |= link.acknowledged is not None and link.acknowledged.generation != generation
                 return self._reached(link)
             case Rejected():
                 link.told = order
@@ -330,7 +351,7 @@ class PoolDelivery:
             case Running():
                 link.refused = None  # Worth another try: it may have been replaced by a newer version.
                 self._believe(link, answer)
-                return self._reached(link)
+                return self._reached(link) and link.contradictions <= 1
             case Rejected() | Unreachable():
                 self._awaited.discard(link)
                 return self._failed(link, answer)
@@ -345,27 +366,28 @@ class PoolDelivery:
         elif running != link.acknowledged:
             if link.asked:
                 _log.info("Pod %s: runs generation %d, not what it had", link.pod.name, running.generation)
+                link.contradictions += link.acknowledged is not None
             older = document is not None and 0 < running.generation < document.generation
             link.acknowledged, link.whole = running if older else None, False
         link.asked, link.doubted = True, False
 
-    def _compare_generation(self, link: _Link, generation: int) -> None:
-        """A sidecar that runs another generation than it acknowledged is another process by now."""
-        if link.acknowledged is not None and link.acknowledged.generation != generation:
-            _log.info("Pod %s: started anew with generation %d", link.pod.name, generation)
-            link.acknowledged = None
-
     def _acknowledge(self, link: _Link, running: Running) -> None:
         link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False
-        link.whole = False
+        link.whole, link.overtakes = False, 0
         link.told = None  # A sidecar that had no configuration knows no overload state either.
         self._reached(link)
         self._changed()
 
     def _superseded(self, link: _Link, document: Document, generation: int, content_hash: str) -> None:
-        """The sidecar has a generation that ours isn't newer than: ask for a higher one of our own."""
+        """The sidecar has a generation that ours isn't newer than: ask for a higher one of our own.
+
+        One that has a newer one each time would drive all others through generations without end: it is
+        outdone the first, second, fourth, eighth time and so on.
+        """
         same = generation == document.generation and content_hash != document.content_hash
-        self.highest_seen = max(self.highest_seen, generation + same)
+        link.overtakes += 1
+        if generation <= _MOST_BELIEVED and link.overtakes & (link.overtakes - 1) == 0:
+            self.highest_seen = max(self.highest_seen, generation + same)
         link.refused, link.acknowledged = document, None
         link.problem = f"runs generation {generation} already"
         _log.info(
@@ -401,7 +423,8 @@ class PoolDelivery:
         return between * self._rng.uniform(0.8, 1.2)
 
     def _retry_s(self, link: _Link) -> float:
-        longest = min(self._pace.first_retry_s * 2.0 ** min(link.failures - 1, 30), self._pace.last_retry_s)
+        failures = max(link.failures, link.contradictions)
+        longest = min(self._pace.first_retry_s * 2.0 ** min(failures - 1, 30), self._pace.last_retry_s)
         return longest * self._rng.uniform(0.5, 1.0)
 
     def _port(self, link: _Link) -> ControlPort:
