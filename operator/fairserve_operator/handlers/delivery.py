@@ -125,6 +125,7 @@ class _Link:
     refused: Document | None = None  #: the document it will not take, however often it is given
     told: OverloadOrder | None = None
     doubted: bool = False  #: whether to ask what it runs, although it acknowledged
+    look_at: float = 0.0  #: when to ask what it runs, although nothing is doubted; by the loop's clock
     contradictions: int = 0  #: how often lately it ran something else than it had acknowledged
     overtakes: int = 0  #: how often in a row it ran a generation that ours had to exceed
     problem: str = ""
@@ -246,7 +247,9 @@ class PoolDelivery:
             elif link.doubted:
                 reached = await self._verify(link)
             else:
-                if not await wait_for_event(link.wake, self._resync_s()):
+                # Counted from the last look: what wakes it in between, such as an order, is no look.
+                pause_s = link.look_at - asyncio.get_running_loop().time()
+                if pause_s <= 0.0 or not await wait_for_event(link.wake, pause_s):
                     link.doubted, link.contradictions = True, 0
                 continue
             if not reached:
@@ -370,6 +373,7 @@ class PoolDelivery:
             older = document is not None and 0 < running.generation < document.generation
             link.acknowledged, link.whole = running if older else None, False
         link.asked, link.doubted = True, False
+        link.look_at = asyncio.get_running_loop().time() + self._resync_s()
 
     def _acknowledge(self, link: _Link, running: Running) -> None:
         link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False

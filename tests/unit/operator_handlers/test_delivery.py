@@ -247,6 +247,20 @@ async def test_resync_catches_a_sidecar_that_lost_its_document() -> None:
         assert world.sidecars.looks
 
 
+async def test_resync_comes_although_orders_come_more_often() -> None:
+    pace = Pace(first_retry_s=0.001, last_retry_s=0.004, resync_s=0.05)
+    async with delivering("a", pace=pace) as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.running["a"] = Running(1, "other")
+
+        def ordered() -> bool:
+            delivery.order(OverloadOrder(True, 30.0, "queue-wait is 9"))
+            return world.sidecars.running["a"] == Running(1, "h")
+
+        await until(ordered, "the document again")
+
+
 async def test_generation_in_the_answer_to_an_order_tells_of_a_restart() -> None:
     async with delivering("a") as (world, delivery):
         delivery.aim(FIRST, 8001, "token")
