@@ -1,4 +1,4 @@
-"""A Prometheus that fails in any way, at rest and while its pool changes: configuration goes out all the same."""
+"""A Prometheus that fails in any way, at rest and while its pool changes: changes go out all the same."""
 
 from __future__ import annotations
 
