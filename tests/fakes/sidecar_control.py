@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hmac
+import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from aiohttp import web
 from pydantic import ValidationError
@@ -29,6 +30,10 @@ class Told:
 
     at: float
     body: Any
+
+
+#: Makes of a call ("PUT /config"), the honest status and the honest answer what is sent instead.
+Twist: TypeAlias = Callable[[str, int, dict[str, Any]], tuple[int, bytes]]
 
 
 class SidecarControl:
@@ -47,6 +52,8 @@ class SidecarControl:
         self.callers: list[str] = []  #: the User-Agent of each call, also of those that hang
         self.tells: dict[str, Any] = {}  #: what GET /state answers besides
         self.refuse: str | None = None  #: answer PUT /config with 422 and these words
+        self.twist: Twist | None = None  #: what becomes of each honest answer
+        self.delay_s = 0.0  #: before each answer
         self._generation = 0
         self._hash = ""
         self._armed = False
@@ -157,7 +164,12 @@ class SidecarControl:
             response: web.StreamResponse = await handler(request)
         else:
             response = web.json_response({"error": "wrong control token"}, status=401)
-        self.calls.append(f"{request.method} {request.path} {response.status}")
+        await asyncio.sleep(self.delay_s)
+        call = f"{request.method} {request.path}"
+        if self.twist is not None and isinstance(response, web.Response) and response.body is not None:
+            status, body = self.twist(call, response.status, json.loads(bytes(response.body)))  # type: ignore[arg-type]
+            response = web.Response(status=status, body=body, content_type="application/json")
+        self.calls.append(f"{call} {response.status}")
         return response
 
     async def _put_config(self, request: web.Request) -> web.Response:

@@ -15,8 +15,8 @@ import httptools
 
 #: Connections that nobody used for so long are closed, in seconds.
 _KEPT_S = 15.0
-#: A control port answers with less.
-_LONGEST_ANSWER: Final = 64 * 1024 * 1024
+#: Bytes of an answer. The state of 10,000 tenants is a few MiB; whoever sends more is no sidecar.
+_LONGEST_ANSWER: Final = 16 * 1024 * 1024
 
 
 class AnswerError(Exception):
@@ -68,9 +68,10 @@ class _Connection(asyncio.Protocol):
         self._length += len(data)
         try:
             if self._length > _LONGEST_ANSWER:
-                raise AnswerError(f"an answer of more than {_LONGEST_ANSWER} bytes")
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, AnswerError) as problem:
+                self._fail(AnswerError(f"an answer longer than {_LONGEST_ANSWER} bytes"))
+            else:
+                self._parser.feed_data(data)
+        except httptools.HttpParserError as problem:
             self._fail(AnswerError(f"no HTTP answer: {problem}"))
 
     def on_body(self, part: bytes) -> None:

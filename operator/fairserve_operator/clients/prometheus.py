@@ -31,13 +31,13 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, InsecureRequestWarning, ReadTimeoutError
 from urllib3.util.retry import Retry
 
+from fairserve_operator.clients.wording import one_line
+
 #: Queries of one pool in flight at once.
 _THREADS = 4
 #: One number is a few hundred bytes, with the labels of a series.
 _LONGEST_ANSWER = 256 * 1024
 _CHUNK = 16 * 1024
-#: Of what Prometheus says, and of the series that are named.
-_MAX_WORDS = 300
 _NAMED_SERIES = 2
 
 #: The kind of a problem that is the query's own.
@@ -291,7 +291,7 @@ class _Transport(HTTPAdapter):
         """What may be shown of an answer: a server may send back what it was sent."""
         for secret in self._secrets:
             words = words.replace(secret, "***")
-        return _bounded(words)
+        return one_line(words)
 
 
 def _tls(source: Source) -> ssl.SSLContext | None:
@@ -373,20 +373,14 @@ def _of(result: Any, label: str, name: str) -> list[Any]:
 
 def _named(series: Sequence[Mapping[str, Any]]) -> str:
     named = [json.dumps(each.get("metric"), sort_keys=True) for each in series[:_NAMED_SERIES]]
-    return _bounded(", ".join(named) + (", ..." if len(series) > _NAMED_SERIES else ""))
+    return one_line(", ".join(named) + (", ..." if len(series) > _NAMED_SERIES else ""))
 
 
 def _finite(text: str) -> Reading:
     try:
         value = float(text)
     except ValueError:
-        return Reading(None, f"the query gives the text {_bounded(repr(text))}, not a number", "text")
+        return Reading(None, f"the query gives the text {one_line(repr(text))}, not a number", "text")
     if math.isfinite(value):
         return Reading(value)
     return Reading(None, f"the query gives {text}, not a number", "not finite")
-
-
-def _bounded(words: str) -> str:
-    """Fit for a condition: one line, not too long, nothing that a terminal obeys."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in words[: 4 * _MAX_WORDS]).split())
-    return line if len(line) <= _MAX_WORDS else line[: _MAX_WORDS - 3] + "..."

@@ -16,12 +16,11 @@ from typing import Any, Final
 
 from fairserve.difference import MEDIA_TYPE
 from fairserve_operator.clients.connections import AnswerError, Connections
+from fairserve_operator.clients.wording import one_line
 
 #: A sidecar answers from memory; what takes longer is better tried again later.
 _CONNECT_TIMEOUT_S = 1.0
 _TIMEOUT_S: Final = 5.0
-#: Of a sidecar's own words in messages.
-_MAX_WORDS = 300
 #: As much of a reason as a sidecar keeps.
 _MAX_REASON = 1024
 _GZIP: Final = b"\x1f\x8b"
@@ -181,11 +180,19 @@ class SidecarClient:
                 status, answer = await self._connections.call(
                     method, port.host, port.port, path, signed, body
                 )
-            return status, json.loads(answer)
         except TimeoutError:
             return Unreachable("no answer in time")
-        except (AnswerError, OSError, ValueError, RecursionError) as problem:
-            return Unreachable(f"{type(problem).__name__}: {problem}"[:_MAX_WORDS])
+        except (AnswerError, OSError, ValueError) as problem:
+            return Unreachable(one_line(f"{type(problem).__name__}: {problem}"))
+        return status, _content(answer)
+
+
+def _content(body: bytes) -> Any:
+    """The JSON in an answer, or its text where there is none: whoever listens there may send anything."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body.decode("utf-8", "replace")
 
 
 def _configuration(answer: tuple[int, Any] | Unreachable) -> Running | Newer | Rejected | Unreachable:
@@ -203,6 +210,6 @@ def _failure(answer: tuple[int, Any] | Unreachable) -> Rejected | Unreachable:
         case Unreachable():
             return answer
         case status, {"error": words} if 400 <= status < 500 and status not in (408, 429):
-            return Rejected(status, str(words)[:_MAX_WORDS])
+            return Rejected(status, one_line(str(words)))
         case status, body:
-            return Unreachable(f"HTTP {status}: {str(body)[:_MAX_WORDS]}")
+            return Unreachable(f"HTTP {status}: {one_line(str(body))}")

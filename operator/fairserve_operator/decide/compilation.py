@@ -246,7 +246,10 @@ def _pool_conditions(
 
 
 def _prometheus_problems(pool: Parsed[ServingPoolSpec], digests: Digests) -> list[Problem]:
-    """What of the credentials is not there. The pool goes on all the same: its signals have no value."""
+    """What of the credentials is not there. The pool goes on all the same: its signals have no value.
+
+    Only the token is sent as it is: a certificate has many lines.
+    """
     if pool.spec is None:
         return []
     refs = prometheus_refs(pool.resource.key.namespace, pool.spec)
@@ -255,6 +258,7 @@ def _prometheus_problems(pool: Parsed[ServingPoolSpec], digests: Digests) -> lis
         Problem(digest.value, f"{path}: {digest.of(ref.name, ref.key)}")
         for path, (ref, digest) in found.items()
         if isinstance(digest, SecretProblem)
+        and (digest is not SecretProblem.MALFORMED or path.endswith("bearerToken.secretRef"))
     ]
 
 

@@ -17,6 +17,9 @@ CONFLICTED = "Conflicted"  #: another object claims the same; present on both, a
 #: In the order in which they come true, which is the order in `.status.conditions`.
 ORDER = (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, OVERLOADED, CONFLICTED)
 
+#: In characters.
+LONGEST_MESSAGE = 32768
+
 Truth = Literal["True", "False", "Unknown"]
 
 
@@ -27,7 +30,7 @@ class Condition:
     type: str
     status: Truth
     reason: str  #: CamelCase, for machines
-    message: str  #: one sentence that names object and field
+    message: str  #: one sentence that names object and field; told as far as the API server takes it
     observed_generation: int
 
 
@@ -52,10 +55,14 @@ def _rendered(condition: Condition, old: Mapping[str, Any] | None, now: str) -> 
         "type": condition.type,
         "status": condition.status,
         "reason": condition.reason,
-        "message": condition.message,
+        "message": _bounded(condition.message),
         "observedGeneration": condition.observed_generation,
         "lastTransitionTime": (old.get("lastTransitionTime") or now) if old and unchanged else now,
     }
+
+
+def _bounded(message: str) -> str:
+    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…"
 
 
 def _place(condition: Condition) -> tuple[int, str]:

@@ -87,7 +87,10 @@ def secret_keys(ref: SecretRef, value: bytes | SecretProblem) -> KeySet | KeysPr
     """The keys that an entry of a Secret holds."""
     if isinstance(value, SecretProblem):
         return KeysProblem(value.value, f"jwksSecretRef: {value.of(ref.name, ref.key)}")
-    return read_jwks(value)
+    keys = read_jwks(value)
+    if isinstance(keys, KeySet):
+        return keys
+    return KeysProblem(keys.reason, f'jwksSecretRef: key "{ref.key}" of Secret "{ref.name}": {keys.message}')
 
 
 def _malformed(what: str) -> KeysProblem:

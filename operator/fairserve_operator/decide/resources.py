@@ -70,6 +70,7 @@ class SecretProblem(StrEnum):
     SECRET_MISSING = "SecretMissing"  # noqa: S105 (a reason, not a secret)
     KEY_MISSING = "SecretKeyMissing"
     EMPTY = "SecretEmpty"
+    MALFORMED = "SecretMalformed"
 
     def of(self, name: str, key: str) -> str:
         """The problem with an entry, in words."""
@@ -80,3 +81,17 @@ class SecretProblem(StrEnum):
                 return f'Secret "{name}" has no key "{key}"'
             case SecretProblem.EMPTY:
                 return f'key "{key}" of Secret "{name}" is empty'
+            case SecretProblem.MALFORMED:
+                return (
+                    f'key "{key}" of Secret "{name}" is nothing that a caller can send in a header: '
+                    f"not printable ASCII, or longer than {LONGEST_CREDENTIAL} characters"
+                )
+
+
+#: A longer header is refused by most that stand between a caller and its sidecar.
+LONGEST_CREDENTIAL = 8192
+
+
+def can_be_sent(credential: str) -> bool:
+    """Whether a client can put it into a header as it is."""
+    return len(credential) <= LONGEST_CREDENTIAL and credential.isascii() and credential.isprintable()

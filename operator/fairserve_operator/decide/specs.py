@@ -13,7 +13,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
+from fairserve_operator.decide.claims import Claims
 from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Resource
+from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
+
+#: For configurations that nobody runs.
+_SALT = "00" * 16
 
 #: How many problems one condition spells out; the rest is counted.
 SPELLED_OUT = 5
@@ -49,9 +55,30 @@ def _parse(resource: Resource, model: type[Spec]) -> Parsed[Spec]:
     if resource.key.kind == SERVING_POOL and len(resource.key.name) > MAX_POOL_NAME:
         return Parsed(resource, None, f"metadata.name: longer than {MAX_POOL_NAME} characters")
     try:
-        return Parsed(resource, model.model_validate(resource.spec))
+        spec = model.model_validate(resource.spec)
     except ValidationError as error:
         return Parsed(resource, None, rendered(error))
+    misfit = _misfit(resource.key, spec)
+    return Parsed(resource, None, misfit) if misfit else Parsed(resource, spec)
+
+
+def _misfit(key: ObjectKey, spec: BaseModel) -> str:
+    """Why no sidecar could run it, empty if one can.
+
+    The models say in the object's own words what can't be scheduled by; whatever slips through between them
+    and the configuration is told here, instead of spoiling the configuration of everybody.
+    """
+    try:
+        match spec:
+            case TenantSpec():
+                tenant_config(key.name, spec, _SALT)
+            case ApplicationSpec():
+                application_config(key.name, spec)
+            case ServingPoolSpec():
+                pool_config(key, spec, (), (), Claims(), (), _SALT)
+    except ValidationError as error:
+        return f"spec: no configuration can be made of it: {rendered(error).replace('spec.', '')}"
+    return ""
 
 
 def oldest_first(resources: Iterable[Resource], namespace: str) -> list[Resource]:

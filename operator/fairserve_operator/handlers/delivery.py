@@ -51,6 +51,8 @@ _LATEST_LOOK = 1.2
 _BASES = 8
 #: A difference is compressed if it is longer than this.
 _SMALL = 2048
+#: A generation above this is no word of an operator: counting to it takes longer than there are changes.
+_MOST_BELIEVED = 2**52
 
 
 class Document:
@@ -144,8 +146,10 @@ class _Link:
     whole: bool = False  #: whether it takes no difference to what it acknowledged
     refused: Document | None = None  #: the document it will not take, however often it is given
     told: OverloadOrder | None = None
-    #: When to ask what it runs although it acknowledged, in the event loop's time, whatever else wakes it.
-    look_at: float = 0.0
+    doubted: bool = False  #: whether to ask what it runs, although it acknowledged
+    look_at: float = 0.0  #: when to ask what it runs, although nothing is doubted; by the loop's clock
+    contradictions: int = 0  #: how often lately it ran something else than it had acknowledged
+    overtakes: int = 0  #: how often in a row it ran a generation that ours had to exceed
     problem: str = ""
     failures: int = 0  #: in a row
 
@@ -264,10 +268,13 @@ class PoolDelivery:
                 reached = await self._push(link)
             elif self._order is not None and link.told is not self._order:
                 reached = await self._tell(link, self._order)
-            elif (remaining_s := link.look_at - _now()) <= 0.0:
+            elif link.doubted:
                 reached = await self._verify(link)
             else:
-                await wait_for_event(link.wake, remaining_s)
+                # Counted from the last look: what wakes it in between, such as an order, is no look.
+                pause_s = link.look_at - _now()
+                if pause_s <= 0.0 or not await wait_for_event(link.wake, pause_s):
+                    link.doubted, link.contradictions = True, 0
                 continue
             if not reached:
                 await wait_for_event(link.wake, self._retry_s(link))
@@ -301,6 +308,8 @@ class PoolDelivery:
                 return True
         self._awaited.discard(link)
         match answer:
+            case Running() if _runs(answer, document) and link.contradictions:
+                return await self._confirm(link, document)
             case Running() if _runs(answer, document):
                 self._acknowledge(link, answer)
             case Running(generation, content_hash):
@@ -314,6 +323,20 @@ class PoolDelivery:
             case Unreachable():
                 return self._failed(link, answer)
         return True
+
+    async def _confirm(self, link: _Link, document: Document) -> bool:
+        """Ask whether it runs what it has acknowledged: it told of something else after it did so before."""
+        async with self._lanes.slot(link.failures > 0):
+            answer = await self._sidecars.get_state(self._port(link))
+        match answer:
+            case State(running) if _runs(running, document):
+                self._acknowledge(link, running)
+                return link.contradictions <= 1
+            case State(Running(generation)):
+                told = f"acknowledged generation {document.generation}, but says that it runs {generation}"
+                return self._failed(link, Unreachable(told))
+            case Rejected() | Unreachable():
+                return self._failed(link, answer)
 
     async def _difference(self, link: _Link, document: Document) -> bytes | None:
         """What makes the document of the one that the sidecar runs; None: give it the whole one."""
@@ -339,7 +362,8 @@ class PoolDelivery:
         match answer:
             case OverloadTaken(generation=generation):
                 link.told = order
-                self._compare_generation(link, generation)
+                # One that runs another generation than it acknowledged is another process by now.
+                link.doubted |= link.acknowledged is not None and link.acknowledged.generation != generation
                 return self._reached(link)
             case Rejected():
                 link.told = order
@@ -356,7 +380,7 @@ class PoolDelivery:
                 link.refused = None  # Worth another try: it may have been replaced by a newer version.
                 self._believe(link, running)
                 self._heard(link.pod.uid, told)
-                return self._reached(link)
+                return self._reached(link) and link.contradictions <= 1
             case Rejected() | Unreachable():
                 self._awaited.discard(link)
                 return self._failed(link, answer)
@@ -371,27 +395,28 @@ class PoolDelivery:
         elif running != link.acknowledged:
             if link.asked:
                 _log.info("Pod %s: runs generation %d, not what it had", link.pod.name, running.generation)
+                link.contradictions += link.acknowledged is not None
             older = document is not None and 0 < running.generation < document.generation
             link.acknowledged, link.whole = running if older else None, False
-        link.asked, link.look_at = True, self._next_look()
-
-    def _compare_generation(self, link: _Link, generation: int) -> None:
-        """A sidecar that runs another generation than it acknowledged is another process by now."""
-        if link.acknowledged is not None and link.acknowledged.generation != generation:
-            _log.info("Pod %s: started anew with generation %d", link.pod.name, generation)
-            link.acknowledged = None
+        link.asked, link.doubted, link.look_at = True, False, self._next_look()
 
     def _acknowledge(self, link: _Link, running: Running) -> None:
-        link.acknowledged, link.acknowledged_at = running, self._clock()
-        link.whole = False
+        link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False
+        link.whole, link.overtakes = False, 0
         link.told = None  # A sidecar that had no configuration knows no overload state either.
         self._reached(link)
         self._changed()
 
     def _superseded(self, link: _Link, document: Document, generation: int, content_hash: str) -> None:
-        """The sidecar has a generation that ours isn't newer than: ask for a higher one of our own."""
+        """The sidecar has a generation that ours isn't newer than: ask for a higher one of our own.
+
+        One that has a newer one each time would drive all others through generations without end: it is
+        outdone the first, second, fourth, eighth time and so on.
+        """
         same = generation == document.generation and content_hash != document.content_hash
-        self.highest_seen = max(self.highest_seen, generation + same)
+        link.overtakes += 1
+        if generation <= _MOST_BELIEVED and link.overtakes & (link.overtakes - 1) == 0:
+            self.highest_seen = max(self.highest_seen, generation + same)
         link.refused, link.acknowledged = document, None
         link.problem = f"runs generation {generation} already"
         _log.info(
@@ -433,7 +458,8 @@ class PoolDelivery:
         return _now() + self._between_s() * self._rng.uniform(2.0 - _LATEST_LOOK, _LATEST_LOOK)
 
     def _retry_s(self, link: _Link) -> float:
-        longest = min(self._pace.first_retry_s * 2.0 ** min(link.failures - 1, 30), self._pace.last_retry_s)
+        failures = max(link.failures, link.contradictions)
+        longest = min(self._pace.first_retry_s * 2.0 ** min(failures - 1, 30), self._pace.last_retry_s)
         return longest * self._rng.uniform(0.5, 1.0)
 
     def _port(self, link: _Link) -> ControlPort:
@@ -469,7 +495,7 @@ def _refresh(link: _Link, pod: Pod) -> bool:
     came_up = pod.ready and not link.pod.ready
     link.pod = pod
     if came_up:
-        link.look_at, link.failures = 0.0, 0
+        link.doubted, link.failures = True, 0
     return came_up
 
 

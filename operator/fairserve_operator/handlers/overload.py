@@ -18,7 +18,7 @@ from fairserve.overload.machine import OverloadMachine
 from fairserve.overload.settings import OverloadState, Sample, Verdict
 from fairserve_operator.clients.prometheus import Reading, Source, basic, bearer
 from fairserve_operator.decide.conditions import OVERLOADED
-from fairserve_operator.decide.resources import ObjectKey, SecretProblem, SecretRef
+from fairserve_operator.decide.resources import ObjectKey, SecretProblem, SecretRef, can_be_sent
 from fairserve_operator.decide.signals import SIGNAL_LABEL, OverloadPlan
 from fairserve_operator.handlers.contracts import Clock, Metrics, MetricsConnection
 from fairserve_operator.handlers.delivery import OverloadOrder
@@ -181,8 +181,9 @@ def prometheus_source(plan: OverloadPlan, secrets: Secrets) -> Source | Reading:
         if isinstance(value, SecretProblem):
             return Reading(None, value.of(ref.name, ref.key), value.value)
         text = value.decode("utf-8", "replace").strip()
-        if ref == access.bearer_token and not (text.isascii() and text.isprintable()):
-            return Reading(None, f'key "{ref.key}" of Secret "{ref.name}" is no token for a header', "token")
+        if ref == access.bearer_token and not can_be_sent(text):
+            problem = SecretProblem.MALFORMED
+            return Reading(None, problem.of(ref.name, ref.key), problem.value)
         found[ref] = text
     source = Source(plan.prometheus_url)
     if access.bearer_token is not None:
@@ -200,6 +201,9 @@ def stored_state(status: Mapping[str, Any]) -> tuple[OverloadState, float] | Non
     """Read the overload state and its begin (Unix time) from a pool's status, None where it has none."""
     for condition in status.get("conditions") or ():
         if condition["type"] == OVERLOADED and condition["status"] in ("True", "False"):
-            since = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
+            try:
+                since = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
+            except ValueError:  # Of the year 0: others may write statuses too.
+                return None
             return (OverloadState.OVERLOADED if condition["status"] == "True" else OverloadState.CLEAR), since
     return None

@@ -25,7 +25,13 @@ from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
+from fairserve_operator.decide.resources import (
+    ObjectKey,
+    Resource,
+    SecretProblem,
+    SecretRef,
+    can_be_sent,
+)
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
 from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecretError
@@ -387,7 +393,10 @@ class Digests:
 
     def _digest(self, ref: SecretRef, salt: str) -> str | SecretProblem:
         entry = secret_value(self._store, ref)
-        return entry if isinstance(entry, SecretProblem) else key_digest(salt, entry.decode("latin-1"))
+        if isinstance(entry, SecretProblem):
+            return entry
+        credential = entry.decode("latin-1")
+        return key_digest(salt, credential) if can_be_sent(credential) else SecretProblem.MALFORMED
 
 
 def issuer_keys(

@@ -14,7 +14,13 @@ from typing import Any
 from fairserve.config import key_digest
 from fairserve.local.manifests import SECRET, Manifest, Reading
 from fairserve_operator.decide.jwks import KeySet, KeySource, KeysProblem, secret_keys
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
+from fairserve_operator.decide.resources import (
+    ObjectKey,
+    Resource,
+    SecretProblem,
+    SecretRef,
+    can_be_sent,
+)
 
 #: There is no operator and no cluster here.
 NOT_FETCHED = KeysProblem("KeysNotFetched", "here keys are read from a Secret only: use jwt.jwksSecretRef")
@@ -103,11 +109,7 @@ class Objects:
 
     def digests(self, refs: Iterable[SecretRef], salt: str) -> dict[SecretRef, str | SecretProblem]:
         """The digest of each value, or why there is none."""
-        found = {ref: self.secret_value(ref) for ref in refs}
-        return {
-            ref: value if isinstance(value, SecretProblem) else key_digest(salt, value)
-            for ref, value in found.items()
-        }
+        return {ref: _digest(self.secret_value(ref), salt) for ref in refs}
 
     def keys(self, sources: Iterable[KeySource]) -> dict[KeySource, KeySet | KeysProblem]:
         """The keys of token issuers that are in the folder; nothing is fetched."""
@@ -144,3 +146,9 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(inner, f"{path}[{index}]")
     elif path:
         yield path, str(value)
+
+
+def _digest(value: str | SecretProblem, salt: str) -> str | SecretProblem:
+    if isinstance(value, SecretProblem):
+        return value
+    return key_digest(salt, value) if can_be_sent(value) else SecretProblem.MALFORMED

@@ -178,3 +178,9 @@ def test_merge_orders_conditions_and_drops_those_that_are_over() -> None:
 
 def test_rfc3339() -> None:
     assert rfc3339(1_767_225_600.9) == NOW
+
+
+def test_message_is_cut_where_the_api_server_would_refuse_it() -> None:
+    (told,) = merge((), [Condition("Accepted", "False", "Invalid", "x" * 40_000, 1)], NOW)
+    assert len(told["message"]) == 32768
+    assert told["message"].endswith("x…")

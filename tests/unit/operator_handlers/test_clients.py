@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
 from collections.abc import AsyncIterator, Iterator
 
@@ -39,7 +41,7 @@ def control() -> Iterator[SidecarControl]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[SidecarClient]:
-    made = SidecarClient(timeout_s=0.3)
+    made = SidecarClient(timeout_s=3.0)
     yield made
     await made.close()
 
@@ -87,11 +89,60 @@ async def test_overload_is_taken(control: SidecarControl, client: SidecarClient)
 
 async def test_no_answer_is_a_value(control: SidecarControl, client: SidecarClient) -> None:
     control.hang()
-    assert await client.get_state(port(control)) == Unreachable("no answer in time")
+    hasty = SidecarClient(timeout_s=0.3)
+    assert await hasty.get_state(port(control)) == Unreachable("no answer in time")
+    await hasty.close()
     control.go()
     control.stop()
     refused = await client.get_state(port(control))
     assert isinstance(refused, Unreachable)
+
+
+def answer(body: bytes, kind: str = "application/json", status: str = "200 OK", head: str = "") -> bytes:
+    length = f"Content-Length: {len(body)}\r\n"
+    return f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n{length}{head}\r\n".encode() + body
+
+
+RUBBISH = {
+    "html": (answer(b"<html>\n<b>no</b>", "text/html", "500 Oops"), "HTTP 500: <html> <b>no</b>"),
+    "no HTTP": (b"220 smtp.example ESMTP\r\n", "no HTTP answer"),
+    "nothing": (b"", "without an answer"),
+    "half": (answer(b"{}" * 9)[:-5], "within an answer"),
+    "nested": (answer(b"[" * 200_000), "HTTP 200: [[["),
+    "odd charset": (answer(b"{}", "application/json; charset=hex"), "HTTP 200: {}"),
+    "no text": (answer(b"\xff\xfe\x00"), "HTTP 200"),
+    "gzip that nobody asked for": (answer(b"no", head="Content-Encoding: gzip\r\n"), "HTTP 200: no"),
+    "too long": (answer(b" " * (17 << 20)), "longer than 16777216 bytes"),
+    "no generation": (answer(b'{"generation": 1.5, "hash": [], "armed": null}'), "HTTP 200"),
+    "surrogate": (answer(b'{"error": "\\ud800\\u001b[2J"}', status="422 No"), "[2J"),
+    "redirect": (answer(b"", status="302 Found", head="Location: http://127.0.0.1:1/\r\n"), "HTTP 302"),
+}
+
+
+@pytest.mark.parametrize("kind", RUBBISH)
+async def test_whatever_listens_there_its_answer_is_a_value(client: SidecarClient, kind: str) -> None:
+    sent, words = RUBBISH[kind]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        where = ControlPort("127.0.0.1", server.sockets[0].getsockname()[1], "t")
+        for said in (
+            await client.get_state(where),
+            await client.put_config(where, packed(config(1))),
+            await client.put_difference(where, b"{}"),
+            await client.put_overload(where, True, 1.0, "busy"),
+        ):
+            assert isinstance(said, Unreachable | Rejected)
+            told = said.problem if isinstance(said, Unreachable) else said.words
+            assert words in told
+            assert told.isprintable()
+            assert len(told) < 400
 
 
 def test_tokens_stay_out_of_logs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from fairserve.config import SchedulerConfig
 from fairserve.rendering import Renderer, Rendering
-from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, Unreachable
+from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, State, Unreachable
 from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
 from tests.unit.operator_handlers.world import (
     FAST,
@@ -346,3 +347,75 @@ async def test_unreachable_words_are_told_once_per_change() -> None:
         await until(lambda: len(world.sidecars.pushes) >= 4, "several tries")
         assert delivery.changes == 1
         await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+
+
+async def test_sidecar_that_contradicts_its_acknowledgement_is_not_believed_again() -> None:
+    async with delivering("a", "b", pace=FAST) as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1, "b": 1}, "the acknowledgements")
+        world.sidecars.says["a"] = Running(0, "")
+        await until(lambda: "but says that it runs 0" in delivery.acks()[0].error, "the contradiction")
+        for _ in range(50):
+            await asyncio.sleep(0.001)  # It acknowledges with each push.
+            assert delivery.generations() == {"a": None, "b": 1}
+        del world.sidecars.says["a"]
+        await until(lambda: delivery.generations() == {"a": 1, "b": 1}, "the truth")
+
+
+async def test_order_answered_with_another_generation_is_looked_into_once_for_each_order() -> None:
+    async with delivering("a") as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        world.sidecars.told_with["a"] = 7
+        looks = len(world.sidecars.looks)
+        for count in (1, 2, 3):
+            delivery.order(OverloadOrder(True, 30.0, "queue-wait is 9"))
+            await until(lambda count=count: len(world.sidecars.looks) == looks + count, "the look")  # type: ignore[misc]
+            await rest()
+        assert len(world.sidecars.looks) == looks + 3
+        assert len(world.sidecars.pushes) == 1
+        assert delivery.generations() == {"a": 1}  # The state is what counts.
+
+
+async def test_sidecar_that_says_now_this_now_that_is_called_after_pauses_only() -> None:
+    hour = Pace(first_retry_s=3600.0, last_retry_s=3600.0, resync_s=3600.0)
+    async with delivering("a", pace=hour) as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        # Each order makes doubtful what it runs, and each second look into its state denies it.
+        world.sidecars.told_with["a"] = 7
+        states = itertools.cycle([Running(0, ""), Running(1, "h")])
+
+        async def get_state(port: ControlPort) -> State:
+            world.sidecars.looks.append(port.host)
+            return State(next(states))
+
+        world.sidecars.get_state = get_state  # type: ignore[method-assign]
+        delivery.order(ARMED)
+        await until(lambda: len(world.sidecars.pushes) == 2, "the push after the first denial")
+        await rest()
+        assert (len(world.sidecars.pushes), len(world.sidecars.looks)) == (2, 4)
+        assert delivery.generations() == {"a": None}
+
+
+async def test_sidecar_that_is_always_ahead_raises_the_generation_ever_more_rarely() -> None:
+    async with delivering("a", "b") as (world, delivery):
+        world.sidecars.ahead = {"a": 1}
+        generation, raised = 1, 0
+        for _ in range(40):
+            seen, pushes = delivery.highest_seen, len(world.sidecars.pushes)
+            delivery.aim(Whole(generation), 8001, "token")
+            await until(lambda pushes=pushes: len(world.sidecars.pushes) == pushes + 2, "both")  # type: ignore[misc]
+            await rest()
+            raised += delivery.highest_seen > seen
+            generation = max(generation, delivery.highest_seen) + 1
+        assert raised == 6  # The first, second, fourth, 8th, 16th and 32nd time.
+        assert delivery.generations() == {"a": None, "b": generation - 1}
+
+
+async def test_generation_beyond_all_counting_is_not_outdone() -> None:
+    async with delivering("a") as (world, delivery):
+        world.sidecars.answers["a"] = [Newer(2**70, "x")]
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: delivery.acks()[0].error, "the complaint")
+        assert delivery.highest_seen == 0

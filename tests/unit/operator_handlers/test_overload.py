@@ -91,6 +91,8 @@ def test_stored_state_is_read_from_the_condition() -> None:
     clear = {"conditions": [{**OVERLOADED["conditions"][0], "status": "False"}]}
     assert stored_state(clear) == (OverloadState.CLEAR, since)
     assert stored_state({"conditions": [{**OVERLOADED["conditions"][0], "status": "Unknown"}]}) is None
+    year_0 = {**OVERLOADED["conditions"][0], "lastTransitionTime": "0000-01-01T00:00:00Z"}
+    assert stored_state({"conditions": [year_0]}) is None
     assert stored_state({}) is None
 
 
@@ -143,7 +145,10 @@ async def test_token_that_no_header_can_carry_is_named(token: bytes) -> None:
         put_secret(world, 1, token=token)
         watched = Watched(world, this=replace(plan(), access=PrometheusAccess(bearer_token=TOKEN)))
         await until(lambda: watched.verdicts, "the evaluation")
-        assert 'key "token" of Secret "prometheus" is no token for a header' in watched.verdicts[0].message
+        assert (
+            'key "token" of Secret "prometheus" is nothing that a caller can send in a header'
+            in watched.verdicts[0].message
+        )
 
 
 def joint_plan() -> OverloadPlan:

@@ -104,6 +104,9 @@ class FakeSidecars:
     def __init__(self) -> None:
         self.running: dict[str, Running] = {}
         self.answers: dict[str, list[Newer | Rejected | Unreachable | Running]] = {}
+        self.says: dict[str, Running] = {}  #: what GET /state claims, whatever runs
+        self.told_with: dict[str, int] = {}  #: the generation that PUT /overload claims
+        self.ahead: dict[str, int] = {}  #: who runs a generation higher by this, whatever it is given
         self.hanging: set[str] = set()
         self.down: set[str] = set()
         self.pushes: list[tuple[str, bytes]] = []  #: of whole documents
@@ -125,6 +128,8 @@ class FakeSidecars:
         if script := self.answers.get(port.host):
             return script.pop(0)
         generation, content_hash = _described(document_gz)
+        if ahead := self.ahead.get(port.host):
+            return Newer(generation + ahead, "x")
         self.running[port.host] = Running(generation, content_hash)
         return self.running[port.host]
 
@@ -150,7 +155,7 @@ class FakeSidecars:
             return Unreachable("refused")
         self.orders.append((port.host, armed, lease_s, reason))
         running = self.running.get(port.host)
-        return OverloadTaken(armed, running.generation if running else 0)
+        return OverloadTaken(armed, self.told_with.get(port.host, running.generation if running else 0))
 
     async def get_state(self, port: ControlPort) -> State | Rejected | Unreachable:
         self.looks.append(port.host)
@@ -158,7 +163,8 @@ class FakeSidecars:
             await asyncio.Event().wait()
         if port.host in self.down:
             return Unreachable("refused")
-        return State(self.running.get(port.host, Running(0, "")), self.states.get(port.host, {}))
+        running = self.says.get(port.host) or self.running.get(port.host, Running(0, ""))
+        return State(running, self.states.get(port.host, {}))
 
 
 class FakeMetrics:

@@ -83,16 +83,32 @@ def _is_positive(text: str) -> str:
     return text
 
 
+def _is_countable(text: str) -> str:
+    if size_bytes(text) > 900_000 * 2**30:
+        raise ValueError(_TOO_LARGE)
+    return text
+
+
 def _is_not_tiny(weight: float) -> float:
     if weight < MIN_WEIGHT:
         raise ValueError(f"must be at least {MIN_WEIGHT}")
     return weight
 
 
+_TOO_LARGE = "must be at most 900000Gi"
+
 #: Keeps counters (cost divided by weight) far from what a float can hold.
 MIN_WEIGHT = 0.000001
 
-Size = Annotated[str, Field(pattern=SIZE_PATTERN, max_length=11)]
+Size = Annotated[
+    str,
+    Field(
+        pattern=SIZE_PATTERN,
+        max_length=11,
+        json_schema_extra=cel(("quantity(self).compareTo(quantity('900000Gi')) <= 0", _TOO_LARGE)),
+    ),
+    AfterValidator(_is_countable),
+]
 DurationOrZero = Annotated[str, Field(pattern=DURATION_PATTERN, max_length=24)]
 Duration = Annotated[
     str,
@@ -114,6 +130,8 @@ Weight = Annotated[
     ),
     AfterValidator(_is_not_tiny),
 ]
+#: Of one token.
+Price = Weight
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)]
 Tokens = Annotated[int, Field(strict=True, ge=1, le=100_000_000)]
 Flag = Annotated[bool, Field(strict=True)]

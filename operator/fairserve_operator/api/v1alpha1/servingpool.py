@@ -17,6 +17,7 @@ from fairserve_operator.api.v1alpha1.fields import (
     Flag,
     Model,
     Name,
+    Price,
     SecretKeyRef,
     Size,
     Weight,
@@ -35,7 +36,6 @@ Builtin = Literal[
     "TimeToFirstToken",
 ]
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
-Price = Annotated[float, Field(strict=True, gt=0, le=1_000_000, allow_inf_nan=False)]
 
 _PORTS_DIFFER = "port and controlPort must differ"
 _FAIRSERVE_ONLY = "normalisation and continuationHeadStart apply to policy FairServe only"

@@ -62,7 +62,8 @@ class ApiKey(Model):
 
     secret_ref: SecretKeyRef = Field(
         description="Where the key is. Only a salted hash of it leaves the operator; a changed Secret "
-        "takes effect at once. Two tenants can't have the same key: the older Tenant keeps it."
+        "takes effect at once, and one that is gone takes the key back. Two tenants can't have the same key: "
+        "the older Tenant keeps it."
     )
     application: Name | None = Field(
         None,
