@@ -2,6 +2,7 @@
 
 OperatorError
 ├── SetupError              the operator can't run as it was started; ends the process with a sentence
+├── AstrayError             what is known is not what the API server has, and watches don't mend it
 ├── ForeignSecretError      a Secret of somebody else has the name of a boot Secret
 └── ApiServerError          a call to the API server failed
     ├── NotFoundError       the object, or its kind, isn't there
@@ -21,6 +22,10 @@ class OperatorError(Exception):
 
 class SetupError(OperatorError):
     """The operator can't run as it was started. The message is for the person who started it."""
+
+
+class AstrayError(OperatorError):
+    """What is known is not what the API server has, and watches don't mend it. Begin anew."""
 
 
 class ForeignSecretError(OperatorError):

@@ -18,7 +18,7 @@ from fairserve_operator.clients.prometheus import Reading
 from fairserve_operator.clients.sidecars import Newer
 from fairserve_operator.decide.resources import SERVING_POOL, TENANT
 from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
-from fairserve_operator.handlers.census import forget_vanished, require_custom_resources
+from fairserve_operator.handlers.census import Headcount, require_custom_resources
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
 from fairserve_operator.handlers.survey import SurveyPace
@@ -433,7 +433,7 @@ async def test_who_vanished_unseen_is_forgotten() -> None:
         world.store.put(resource(TENANT, "gone", {}), 5, {})
         world.store.put(resource(TENANT, "here", {}), 5, {})
         world.cluster.people[TENANT] = {("ns", "here"): "5"}
-        assert await forget_vanished(world.store, world.cluster, ("ns",)) == {"ns"}
+        assert await Headcount(world.store, world.cluster, ("ns",)).forget_vanished() == {"ns"}
         assert [each.key.name for each in world.store.objects("ns", TENANT)] == ["here"]
 
 
