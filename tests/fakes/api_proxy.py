@@ -127,6 +127,7 @@ class ApiProxy:
             await self._stop.wait()
             self._cut(None)
             await runner.cleanup()
+        await asyncio.sleep(0.25)  # As aiohttp's manual says: connections with TLS take a while to close.
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         call = Call(request.method, request.path, request.query.get("watch") == "true")

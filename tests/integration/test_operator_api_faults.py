@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fairserve.config import SchedulerConfig
 from tests.fakes.api_proxy import ApiProxy, Call, Fault
+from tests.fakes.prometheus import Answer, FakePrometheus, number
 from tests.integration.operating import Place, operator_process, two_teams, until
+from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
 
@@ -27,9 +32,13 @@ WATCHES = 5
 class Scene:
     """Two teams before two sidecars, and what they should be."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, overload: Mapping[str, Any] | None = None) -> None:
         self.place = place
-        place.apply(two_teams())
+        manifests = two_teams()
+        for manifest in manifests:
+            if overload is not None and manifest["kind"] == "ServingPool":
+                manifest["spec"]["overload"] = overload
+        place.apply(manifests)
         self.sidecars = [place.pod("a"), place.pod("b")]
         self.weights: dict[str, float] = {
             each["metadata"]["name"]: each["spec"].get("weight", 1)
@@ -193,3 +202,124 @@ def test_refused_writes_are_repeated(scene: Scene, proxy: ApiProxy, operator: Pr
     scene.until_agreed()
     assert scene.sidecars[0].generation == before + 2
     assert operator.alive
+
+
+def test_history_that_goes_back_is_noticed_and_followed(
+    api: ControlPlane, operator: Process, namespace: str
+) -> None:
+    with ExitStack() as stack:
+        scene = Scene(Place(api, namespace, stack))
+        scene.until_agreed()
+        backup, weights_before = api.back_up_etcd(), dict(scene.weights)
+        api.age_etcd(1000)  # What follows is later than anything in the new history will be for a while.
+        for weight in (7, 8, 9):
+            scene.change(weight)
+            scene.until_agreed()
+        scene.delete()
+        extra = {"apiVersion": "fairserve.dev/v1alpha1", "kind": "Tenant", "metadata": {"name": "later"}}
+        scene.place.apply([{**extra, "spec": {"weight": 5}}])
+        scene.weights["later"] = 5
+        scene.until_agreed()
+        generation = scene.sidecars[0].generation
+
+        # At rest: nothing happens to the objects but that they are what they were.
+        api.restore_etcd(backup)
+        scene.weights = weights_before
+        scene.until_agreed()
+        assert scene.sidecars[0].generation > generation
+        # In the new history, whose versions are all lower than what was known.
+        scene.change(4)
+        scene.delete()
+        scene.until_agreed()
+        assert "history went back" in operator.log_tail(1000)
+        generations = [told.body.generation for told in scene.sidecars[0].configs]
+        assert generations == sorted(generations)
+
+
+def test_api_server_that_is_away_for_a_minute_stops_nothing(
+    api: ControlPlane, operator: Process, namespace: str
+) -> None:
+    with FakePrometheus() as prometheus, ExitStack() as stack:
+        prometheus.answer = lambda _: number("1")
+        overload = {
+            "prometheus": {"url": prometheus.url},
+            "evaluationInterval": "200ms",
+            "staleAfter": "2s",
+            "holdDown": "0s",
+            "onStale": "Disarm",
+            "signals": [{"name": "mine", "query": "vector(1)", "threshold": 3, "for": "0s"}],
+        }
+        scene = Scene(Place(api, namespace, stack), overload)
+        scene.until_agreed()
+        a, b = scene.sidecars
+        b.hang()
+        scene.change(7)
+        until(lambda: weights(a.config)["team-a"] == 7, "the change in one of two")
+
+        api.stop_apiserver()
+        try:
+            b.go()
+            until(lambda: b.generation == a.generation, "what was on its way")
+            prometheus.answer = lambda _: number("9")
+            until(lambda: a.armed and b.armed, "the overload to be told")
+            a.forget()
+            until(lambda: a.generation == b.generation and a.armed, "a sidecar that began anew")
+            prometheus.answer = lambda _: Answer(b"away", 503)
+            until(lambda: not a.armed and not b.armed, "what onStale says")
+            prometheus.answer = lambda _: number("9")
+            renewed = len(b.overloads)
+            # The better part of a minute, each renewal of the lease after a fifth of a second or more.
+            until(lambda: len(b.overloads) > renewed + 220, "renewals of the lease")
+            assert b.armed
+        finally:
+            api.start_apiserver()
+        scene.change(8)
+        scene.delete()
+        scene.until_agreed()
+        scene.place.until_condition("servingpools", "llm", "Overloaded", "True")
+        assert operator.alive
+
+
+def test_field_of_a_newer_schema_is_named_and_spares_the_others(scene: Scene, api: ControlPlane) -> None:
+    crd = yaml.safe_load((REPOSITORY / "crds" / "fairserve.dev_tenants.yaml").read_text())
+    spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    spec["properties"]["burst"] = {"type": "integer"}
+    try:
+        api.apply(json.dumps(crd))
+        until(lambda: scene.place.patch("tenants", "team-b", {"burst": 3})["spec"].get("burst"), "the field")
+        told = scene.place.until_condition("tenants", "team-b", "Accepted", "False")
+        assert "spec.burst: unknown field" in told["message"]
+        del scene.weights["team-b"]
+        scene.change(3)
+        scene.until_agreed()
+        scene.place.patch("tenants", "team-b", {"burst": None})
+        scene.weights["team-b"] = scene.place.get("tenants", "team-b")["spec"].get("weight", 1)
+        scene.until_agreed()
+    finally:
+        api.apply(REPOSITORY / "crds")
+
+
+def test_two_operators_that_know_nothing_of_each_other_agree(scene: Scene, tmp_path: Path) -> None:
+    place = scene.place
+    before = scene.sidecars[0].generation
+    kubeconfig = place.control_plane.kubeconfig
+    named = [("tenants", "team-a"), ("servingpools", "llm"), ("secrets", "fairserve-llm")]
+
+    def versions() -> list[str]:
+        return [place.get(kind, name)["metadata"]["resourceVersion"] for kind, name in named]
+
+    with operator_process(kubeconfig, tmp_path / "log", "-n", place.namespace) as second:
+        second.wait_until(lambda: "all objects are known" in second.log_tail(100), 60, "it to know all")
+        for weight in (5, 6, 7):
+            scene.change(weight)
+            scene.until_agreed()
+        assert scene.sidecars[0].generation == before + 3
+        settled = versions()
+        looks = [len(sidecar.calls) for sidecar in scene.sidecars]
+        for name in ("a", "b"):  # Both operators look again, and find nothing to write.
+            place.restart_container(name)
+        for sidecar, known in zip(scene.sidecars, looks, strict=True):
+            until(lambda sidecar=sidecar, known=known: len(sidecar.calls) >= known + 2, "both to look")
+        scene.until_agreed()
+        assert scene.sidecars[0].generation == before + 3
+        assert versions()[2] == settled[2]

@@ -86,7 +86,7 @@ class Headcount:
 
     async def look_back(self) -> None:
         """Ask the API server for no more than where its history is."""
-        before = self._latest
+        before = max(self._latest, self._store.latest(TENANT, self._scope[0]))
         self._latest = await self._cluster.latest_version(TENANT, self._scope[0])
         if self._latest < before:
             raise AstrayError(

@@ -188,6 +188,10 @@ class Store:
             if known <= version and name in census and int(census[name]) < known
         ]
 
+    def latest(self, kind: str, namespace: str | None) -> int:
+        """The highest resource version of a kind, 0 where there is none."""
+        return max((version for _, version in self._known(kind, namespace)), default=0)
+
     def behind(self, kind: str, census: Mapping[Name, str]) -> dict[Name, int]:
         """Who is known here in an earlier form than a census has, or not at all; with that version."""
         return {
