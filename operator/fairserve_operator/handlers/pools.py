@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
-from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecretError
+from fairserve_operator.errors import ApiServerError, ConflictError, ContestedError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
@@ -40,10 +41,16 @@ from fairserve_operator.handlers.store import Pod, Store
 from fairserve_operator.handlers.survey import Survey, SurveyPace
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.logs import about
-from fairserve_operator.manifests.boot_secret import compressed
+from fairserve_operator.manifests.boot_secret import boot_secret_name, compressed
 from fairserve_operator.manifests.events import event
 
 _log = logging.getLogger(__name__)
+
+#: For how long a Secret is left to another operator that keeps writing another document, in seconds.
+_FIRST_YIELD_S = 1.0
+_LONGEST_YIELD_S = 300.0
+#: Without a contest for that long the next one is the first again.
+_FORGOTTEN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,8 @@ class Pool:
         self._entries: dict[ObjectKey, Entry] = {}
         self._spec: ServingPoolSpec | None = None  #: the last good one: a refused pool goes on with it
         self._generation = 0
+        self._contests = 0  #: how often others have written another document over ours
+        self._yield_until = 0.0  #: monotonic
         self._document: Document | None = None
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -147,7 +156,7 @@ class Pool:
             _log.info("%s", problem, extra=about(resource.key))
             self._boot = self._boot and self._boot.unread()
             return False
-        except (ApiServerError, ForeignSecretError) as problem:
+        except (ApiServerError, ContestedError, ForeignSecretError) as problem:
             _log.warning(
                 "%s in %s: %s", resource.key, resource.key.namespace, problem, extra=about(resource.key)
             )
@@ -233,6 +242,7 @@ class Pool:
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
             return
         content_hash = rendering.content_hash
+        self._require_uncontested(boot, content_hash)
         seen = self.delivery.highest_seen
         generation = next_generation(boot.content_hash, boot.generation, content_hash, seen)
         document = self._document
@@ -251,6 +261,27 @@ class Pool:
             survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
             self._surveying = self._world.tasks.start(survey.run(), f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
+
+    def _require_uncontested(self, boot: Boot, content_hash: str) -> None:
+        """Raise ContestedError while the Secret is left to whoever rewrites it again and again.
+
+        A Secret that was edited or restored is put right at once. Two operators that disagree would go on
+        like that for ever, and every sidecar with them.
+        """
+        ours, now = self._document, time.monotonic()
+        if ours is None or boot.content_hash in (content_hash, None) or content_hash != ours.content_hash:
+            return
+        if boot.generation <= ours.generation:
+            return
+        if now < self._yield_until:
+            raise ContestedError(
+                f"Secret {boot_secret_name(self.resource.key.name)}: another operator keeps writing another "
+                "document; give both one Lease"
+            )
+        if now > self._yield_until + _FORGOTTEN_S:
+            self._contests = 0
+        self._contests += 1
+        self._yield_until = now + min(_FIRST_YIELD_S * 2.0 ** min(self._contests - 1, 30), _LONGEST_YIELD_S)
 
     def _ports(self) -> list[ControlPort]:
         """Where the sidecars are that can be asked now."""

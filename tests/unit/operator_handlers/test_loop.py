@@ -18,6 +18,7 @@ from fairserve_operator.clients.prometheus import Reading
 from fairserve_operator.clients.sidecars import Newer
 from fairserve_operator.decide.resources import SERVING_POOL, TENANT
 from fairserve_operator.errors import ApiServerError, AstrayError, NotFoundError, SetupError
+from fairserve_operator.handlers import pools
 from fairserve_operator.handlers.census import Headcount, require_custom_resources
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
@@ -213,6 +214,41 @@ async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> 
         operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
         await until(lambda: operated.running() == {2}, "the changed document")
         assert operated.boot().identity.salt == before.identity.salt
+
+
+async def test_two_operators_that_disagree_do_not_rewrite_each_other_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "_FIRST_YIELD_S", 300.0)
+    async with operating() as operated:
+        await operated.until_condition("llm", "Programmed", "True")
+        cluster, ours = operated.world.cluster, operated.boot().content_hash
+        where = "ns", "fairserve-llm"
+
+        def other_writes() -> None:
+            before, held = operated.boot(), copy.deepcopy(cluster.secrets[where])
+            theirs = before.model_copy(
+                update={
+                    "generation": before.generation + 1,
+                    "tenants": tuple(
+                        each.model_copy(update={"weight": each.weight + 1}) for each in before.tenants
+                    ),
+                }
+            )
+            packed = base64.b64encode(gzip.compress(theirs.to_bytes())).decode()
+            held["data"]["config.json.gz"] = packed
+            version = int(held["metadata"]["resourceVersion"]) + 1000
+            held["metadata"]["resourceVersion"] = str(version)
+            cluster.secrets[where] = held
+            operated.world.store.put_secret(*where, version, {})
+            operated.loop.mark("ns")
+
+        other_writes()
+        await until(lambda: operated.boot().content_hash == ours, "ours again: it may have been a mistake")
+        other_writes()
+        calls = cluster.calls
+        await until(lambda: cluster.calls > calls + 5, "several tries")
+        assert operated.boot().content_hash != ours
 
 
 async def test_document_that_is_not_stored_counts_as_programmed_nowhere() -> None:
