@@ -273,6 +273,7 @@ def test_api_server_that_is_away_for_a_minute_stops_nothing(
             assert b.armed
         finally:
             api.start_apiserver()
+            api.restart_controller_manager()
         scene.change(8)
         scene.delete()
         scene.until_agreed()

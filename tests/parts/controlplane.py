@@ -214,6 +214,11 @@ class ControlPlane:
         self.etcd.start()
         self.etcd.wait_until(lambda: self._etcd_client.answers("/health"), _START_DEADLINE_S, "/health")
 
+    def restart_controller_manager(self) -> None:
+        """For after a long outage: by itself it waits long before it looks at the API server again."""
+        self.controller_manager.stop()
+        self.controller_manager.start()
+
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json"
     ) -> dict[str, Any]:
