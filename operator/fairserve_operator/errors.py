@@ -2,7 +2,9 @@
 
 OperatorError
 ├── SetupError              the operator can't run as it was started; ends the process with a sentence
+├── AstrayError             what is known is not what the API server has, and watches don't mend it
 ├── ForeignSecretError      a Secret of somebody else has the name of a boot Secret
+├── ContestedError          another operator keeps writing another document
 └── ApiServerError          a call to the API server failed
     ├── NotFoundError       the object, or its kind, isn't there
     ├── ConflictError       the object exists already, or changed since it was read
@@ -23,8 +25,16 @@ class SetupError(OperatorError):
     """The operator can't run as it was started. The message is for the person who started it."""
 
 
+class AstrayError(OperatorError):
+    """What is known is not what the API server has, and watches don't mend it. Begin anew."""
+
+
 class ForeignSecretError(OperatorError):
     """A Secret of somebody else has the name that a pool's boot Secret must have."""
+
+
+class ContestedError(OperatorError):
+    """Another operator keeps writing another document into a boot Secret; it is left to it for a while."""
 
 
 class ApiServerError(OperatorError):

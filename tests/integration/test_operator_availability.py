@@ -8,29 +8,62 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.fakes.sidecar_control import SidecarControl
-from tests.integration.operating import Place, install_custom_resources, operator_process, two_teams, until
+from tests.integration.operating import (
+    PYTHONPATH,
+    Place,
+    install_custom_resources,
+    operator_process,
+    two_teams,
+    until,
+)
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane
 from tests.parts.loopback import Client
 from tests.parts.process import Process, free_port
 
+#: Python imports this before anything else: a wall clock that a file sets.
+SHIFTED_CLOCK = """
+import time
+true = time.time
+def shifted():
+    try:
+        with open({!r}) as shift:
+            return true() + float(shift.read())
+    except FileNotFoundError:
+        return true()
+time.time = shifted
+"""
+
 
 class Replica:
     """One operator that campaigns under its name. `figures` is what its port says."""
 
-    def __init__(self, place: Place, kubeconfig: Path, name: str, log: Path) -> None:
+    def __init__(self, place: Place, kubeconfig: Path, name: str, folder: Path) -> None:
         self.name = name
         listen = f"127.0.0.1:{free_port()}"
-        self.process: Process = operator_process(
-            kubeconfig, log, "--leader-elect", f"--identity={name}", f"--listen={listen}"
+        described = operator_process(
+            kubeconfig, folder / name, "--leader-elect", f"--identity={name}", f"--listen={listen}"
         )
+        self._shift = folder / f"{name} shift"
+        modules = folder / f"{name} modules"
+        modules.mkdir()
+        (modules / "sitecustomize.py").write_text(SHIFTED_CLOCK.format(str(self._shift)))
+        env = {"PYTHONPATH": f"{modules}:{PYTHONPATH['PYTHONPATH']}"}
+        self.process = Process("operator", described.args, described.log, env=env)
         self._port = Client(f"http://{listen}")
+
+    def shift_clock(self, seconds: float) -> None:
+        """Set its wall clock that far off, while it runs."""
+        shift = self._shift.with_suffix(".new")
+        shift.write_text(str(seconds))
+        shift.replace(self._shift)
 
     def ready(self) -> dict[str, Any]:
         return dict(self._port.json("GET", "/readyz"))
@@ -87,7 +120,7 @@ def pair(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterato
         place = Place(control_plane, namespace, stack)
         place.apply(two_teams())
         sidecars = [place.pod("a"), place.pod("b")]
-        first, second = (Replica(place, kubeconfig, name, tmp_path / name) for name in ("one", "two"))
+        first, second = (Replica(place, kubeconfig, name, tmp_path) for name in ("one", "two"))
         stack.enter_context(first.process)
         until(first.acts, "the first to act")
         stack.enter_context(second.process)
@@ -138,3 +171,21 @@ def test_who_was_held_up_acts_no_more_when_it_goes_on(pair: Pair) -> None:
     assert pair.callers() == [[ONE, TWO], [ONE, TWO]]
     assert pair.lease()["holderIdentity"].startswith("two_")
     assert pair.first.process.alive
+
+
+def test_clocks_that_jump_by_hours_move_neither_lease_nor_status(pair: Pair) -> None:
+    for weight, (first_s, second_s) in enumerate([(5 * 3600, 0), (-48 * 3600, 9 * 3600), (0, -3600)], 2):
+        renewed = pair.lease()["renewTime"]
+        pair.first.shift_clock(first_s)
+        pair.second.shift_clock(second_s)
+        pair.change(weight)
+        until(lambda renewed=renewed: pair.lease()["renewTime"] != renewed, "a renewal")
+        assert (pair.first.acts(), pair.second.acts()) == (True, False)
+    assert pair.lease().get("leaseTransitions", 0) == 0
+    two_days_ago = datetime.now() - timedelta(days=2)
+    assert f"{two_days_ago:%Y-%m-%d}" in pair.first.process.log_tail(1000)  # The clock did jump.
+    pair.first.process.kill()
+    pair.until_second_acts()
+    pair.change(9)
+    assert pair.callers() == [[ONE, TWO], [ONE, TWO]]
+    assert pair.lease()["leaseTransitions"] == 1

@@ -110,7 +110,8 @@ def test_objects_may_arrive_in_any_order(place: Place) -> None:
     until_all_current(place)
 
 
-def test_namespace_deleted_in_the_middle_of_changes_goes_away(place: Place, everywhere: Process) -> None:
+@pytest.mark.parametrize("at_rest", [False, True], ids=["in the middle of changes", "at rest"])
+def test_namespace_that_is_deleted_goes_away(place: Place, everywhere: Process, at_rest: bool) -> None:
     place.pod("a")
     apply_as_argocd(place, two_teams())
     place.until_condition("tenants", "team-a", "Ready", "True")
@@ -121,7 +122,10 @@ def test_namespace_deleted_in_the_middle_of_changes_goes_away(place: Place, ever
         other.pod("a")
         apply_as_argocd(other, two_teams())
         until(other.boot_secret, "the boot Secret")
-        other.patch("tenants", "team-a", {"weight": 9})
+        if at_rest:
+            until_all_current(other)
+        else:
+            other.patch("tenants", "team-a", {"weight": 9})
         other.control_plane.request("DELETE", f"/api/v1/namespaces/{doomed}")
         path = f"/api/v1/namespaces/{doomed}"
 

@@ -92,12 +92,14 @@ class ControlPlane:
 
         etcd_port, etcd_peer_port, port = free_port(), free_port(), free_port()
         etcd_url = f"http://127.0.0.1:{etcd_port}"
+        self._etcd_client = Client(etcd_url)
+        self._etcd_data = self.directory / "etcd"
         self.url = f"https://127.0.0.1:{port}"
         self.etcd = Process(
             "etcd",
             [
                 programs / "etcd",
-                f"--data-dir={self.directory / 'etcd'}",
+                f"--data-dir={self._etcd_data}",
                 "--unsafe-no-fsync",
                 f"--listen-client-urls={etcd_url}",
                 f"--advertise-client-urls={etcd_url}",
@@ -179,6 +181,43 @@ class ControlPlane:
     def stop_apiserver(self) -> None:
         """Kill the API server, so that every client loses its connections at once."""
         self.apiserver.kill()
+
+    def back_up_etcd(self) -> Path:
+        """Copy etcd's data and return where to; etcd is away for a moment, which the API server bears."""
+        copy = Path(tempfile.mkdtemp(prefix="etcd-backup-", dir=self.directory)) / "etcd"
+        self.etcd.stop()
+        shutil.copytree(self._etcd_data, copy)
+        self._start_etcd()
+        return copy
+
+    def restore_etcd(self, backup: Path) -> None:
+        """Go back to a backup, as the manuals say: with the API server stopped.
+
+        The controller manager begins anew as well, since it would wait for what is the past by now.
+        """
+        self.controller_manager.stop()
+        self.stop_apiserver()
+        self.etcd.stop()
+        shutil.rmtree(self._etcd_data)
+        shutil.copytree(backup, self._etcd_data)
+        self._start_etcd()
+        self.start_apiserver()
+        self.controller_manager.start()
+
+    def age_etcd(self, revisions: int) -> None:
+        """Make history: as many changes of something that no API server looks at."""
+        put = {"key": base64.b64encode(b"nothing").decode(), "value": ""}
+        for _ in range(revisions):
+            self._etcd_client.json("POST", "/v3/kv/put", put)
+
+    def _start_etcd(self) -> None:
+        self.etcd.start()
+        self.etcd.wait_until(lambda: self._etcd_client.answers("/health"), _START_DEADLINE_S, "/health")
+
+    def restart_controller_manager(self) -> None:
+        """For after a long outage: by itself it waits long before it looks at the API server again."""
+        self.controller_manager.stop()
+        self.controller_manager.start()
 
     def request(
         self, method: str, path: str, body: object = None, *, content_type: str = "application/json"

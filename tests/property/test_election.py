@@ -127,3 +127,28 @@ def test_who_dies_is_followed_within_fifteen_seconds() -> None:
     assert second - 4 + TERMS.look_s + TERMS.call_s <= 15
     assert server.lease is not None
     assert (server.lease.holder, server.lease.transitions) == ("b", 1)
+
+
+def test_who_is_named_by_a_restored_lease_waits_for_the_holder_of_the_later_term() -> None:
+    server = Server()
+    a, b = Candidate("a", 0.0, server), Candidate("b", 500.0, server)
+
+    def campaign(each: Candidate, second: float) -> None:
+        each.look(second)
+        each.ask(second)
+        each.arrive(answered=True)
+
+    campaign(a, 0)
+    campaign(b, 0)
+    backup = server.lease
+    campaign(b, 20)  # a has not renewed for so long that b takes it
+    campaign(a, 20)
+    assert (a.acts(20), b.acts(20)) == (False, True)
+
+    server.lease = backup
+    for second in range(21, 40):
+        campaign(a, second)
+        assert not (a.acts(second) and b.acts(second))
+    assert a.acts(39)
+    assert server.lease is not None
+    assert server.lease.transitions == 2

@@ -3,7 +3,8 @@
 Only one clock counts for each of them, its own: a Lease that has not changed for as long as its holder
 promised is up for grabs, whatever times are written in it. Who writes does so at the version it has read,
 so that of two who bid one fails. Who holds it stops acting `margin_s` before the others may take it, counted
-from before it asked for the renewal that was granted last.
+from before it asked for the renewal that was granted last. A Lease that went back to an earlier term, as
+after a restore of etcd, may name a holder of old, be it us: the holder of the later term may still act.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Election:
         self._terms = terms
         self._lease: Lease | None = None
         self._unchanged_since = 0.0
+        self._term = -1  #: the highest number of transitions that was seen
+        self._went_back = False  #: whether the Lease is of an earlier term than one that was seen
         #: Until when we may act; minus infinity: we may not.
         self.acts_until = -math.inf
 
@@ -71,7 +74,9 @@ class Election:
         if lease is None or self._lease is None or lease.version != self._lease.version:
             self._unchanged_since = now
         self._lease = lease
-        if not self.holds:
+        self._went_back = lease is not None and lease.transitions < self._term
+        self._term = max(self._term, -1 if lease is None else lease.transitions)
+        if not self.holds or self._went_back:
             self.acts_until = -math.inf
 
     def bid(self, now: float) -> Bid | None:
@@ -79,15 +84,20 @@ class Election:
         lease = self._lease
         if lease is None:
             return Bid(None, 0, renewal=False)
-        if self.holds:
+        if self.holds and not self._went_back:
             return Bid(lease.version, lease.transitions, renewal=True)
-        if not lease.holder or now >= self._unchanged_since + lease.lease_s:
-            return Bid(lease.version, lease.transitions + 1, renewal=False)
+        if self._went_back:  # To a promise of old, whose length counts for nothing.
+            free_at = self._unchanged_since + max(lease.lease_s, self._terms.lease_s)
+        else:
+            free_at = self._unchanged_since + (lease.lease_s if lease.holder else 0.0)
+        if now >= free_at:
+            return Bid(lease.version, max(lease.transitions, self._term) + 1, renewal=False)
         return None
 
     def won(self, lease: Lease, asked_at: float) -> None:
         """Take what our bid, begun at `asked_at`, has made of the Lease."""
         self._lease, self._unchanged_since = lease, asked_at
+        self._term, self._went_back = max(self._term, lease.transitions), False
         self.acts_until = asked_at + self._terms.lease_s - self._terms.margin_s
 
     def resign(self) -> Bid | None:

@@ -52,6 +52,10 @@ class Cluster(Protocol):
         """Who exists of a kind; `namespace` None means everywhere."""
         ...
 
+    async def latest_version(self, kind: str, namespace: str | None) -> int:
+        """The resource version of the list of a kind at this moment."""
+        ...
+
 
 class KeySets(Protocol):
     """Issuers that publish their keys."""

@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fairserve_operator.errors import ApiServerError
-from fairserve_operator.handlers.census import Scope, forget_vanished, until_complete
+from fairserve_operator.errors import ApiServerError, AstrayError
+from fairserve_operator.handlers.census import Headcount, Scope, until_complete
 from fairserve_operator.handlers.measures import PoolView, View
 from fairserve_operator.handlers.pools import World
 from fairserve_operator.handlers.publication import Publication
@@ -46,15 +46,32 @@ class Timing:
     first_retry_s: float = 0.5
     last_retry_s: float = 15.0
     census_s: float = 60.0  #: time between two counts of who exists; each also repairs what others changed
+    relisted_s: float = (
+        1.0  #: how long after a watch began anew the next count comes, whatever `census_s` says
+    )
+    look_back_s: float = 10.0  #: time between two looks whether the API server's history went back
 
 
 class Loop:
-    """Reconciles every namespace of its scope that has any of our objects."""
+    """Reconciles every namespace of its scope that has any of our objects.
 
-    def __init__(self, world: World, scope: Scope, timing: Timing = Timing(), acting: bool = True) -> None:
+    `astray` is called when nothing of what is known can be believed any more.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        scope: Scope,
+        timing: Timing = Timing(),
+        acting: bool = True,
+        astray: Callable[[AstrayError], None] = lambda problem: None,
+    ) -> None:
         self._world = world
         self._scope = scope
         self._timing = timing
+        self._astray = astray
+        self._headcount = Headcount(world.store, world.cluster, scope)
+        self._listed = asyncio.Event()
         self._workers: dict[str, _Worker] = {}
         self._acting = acting
         #: Set once the store has seen everybody who exists.
@@ -77,6 +94,11 @@ class Loop:
             worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing, self._acting)
             worker.start()
         worker.changed.set()
+
+    def listed(self) -> None:
+        """Note that a watch began anew: who went while it was broken is not among those listed."""
+        if self.complete.is_set():
+            self._listed.set()
 
     def act(self, acting: bool) -> None:
         """Act from now on, or no longer: what is under way is broken off, and begun anew as preparation."""
@@ -108,15 +130,30 @@ class Loop:
         await until_complete(self._world.store, self._world.cluster, self._scope)
         self.complete.set()
         _log.info("all objects are known; reconciling %d namespaces", len(self._world.store.namespaces()))
+        self._world.tasks.start(self._look_back(), "look back")
         while True:
             for namespace in self._world.store.namespaces():
                 self.mark(namespace)
-            await asyncio.sleep(self._timing.census_s)
+            if await wait_for_event(self._listed, self._timing.census_s):
+                await asyncio.sleep(self._timing.relisted_s)
+                self._listed.clear()
             try:
-                for namespace in await forget_vanished(self._world.store, self._world.cluster, self._scope):
+                for namespace in await self._headcount.forget_vanished():
                     self.mark(namespace)
             except ApiServerError as problem:
                 _log.warning("counting who exists: %s", problem)
+            except AstrayError as problem:
+                self._astray(problem)
+
+    async def _look_back(self) -> None:
+        while True:
+            try:
+                await self._headcount.look_back()
+            except ApiServerError as problem:
+                _log.info("looking back: %s", problem)
+            except AstrayError as problem:
+                self._astray(problem)
+            await asyncio.sleep(self._timing.look_back_s)
 
 
 class _Worker:

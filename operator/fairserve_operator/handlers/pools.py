@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from fairserve_operator.decide.resources import (
 )
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
-from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecretError
+from fairserve_operator.errors import ApiServerError, ConflictError, ContestedError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
@@ -45,12 +46,18 @@ from fairserve_operator.handlers.store import Pod, Store
 from fairserve_operator.handlers.survey import Survey
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.logs import about
+from fairserve_operator.manifests.boot_secret import boot_secret_name
 from fairserve_operator.manifests.events import event
 
 _log = logging.getLogger(__name__)
 
 #: Where no salt is known: digests then only show whether keys differ.
 NO_SALT = "00" * 16
+#: For how long a Secret is left to another operator that keeps writing another document, in seconds.
+_FIRST_YIELD_S = 1.0
+_LONGEST_YIELD_S = 300.0
+#: Without a contest for that long the next one is the first again.
+_FORGOTTEN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,10 @@ class Pool:
         self._generation = 0
         self._unstored = ""  #: why the boot Secret is not what it should be
         self._failures = 0  #: to write it, in a row
+        self._contests = 0  #: how often others have written another document over ours
+        self._yield_until = 0.0  #: monotonic
         self._document: Document | None = None
+        self._to_store: Document | None = None  #: what the last `reconcile` aimed at
         self._keys: Mapping[str, KeySet] = {}  #: of the document's token issuers
         self.revision = 0  #: rises with what `entered_at` and `compiled` say
         self._watch: OverloadWatch | None = None
@@ -151,11 +161,12 @@ class Pool:
 
     async def reconcile(self, resource: Resource, gathered: Gathered) -> bool:
         """Bring the sidecars' target up to date; false if that must be tried again."""
+        self._to_store = None
         try:
             self._boot = await self._boots.read(resource, self._boot)
             await self._compile(resource, gathered, self._boot)
             await self._program(resource, self._boot)
-        except (ApiServerError, ForeignSecretError) as problem:
+        except (ApiServerError, ContestedError, ForeignSecretError) as problem:
             if self.compiled is None:  # Conditions need no Secret, and people should know.
                 await self._compile(resource, gathered, Boot(salt=NO_SALT, token=""))
                 self.resource, self.compiled = resource, self._candidate
@@ -167,8 +178,8 @@ class Pool:
         return True
 
     async def store(self) -> bool:
-        """Keep what the sidecars are aimed at in the Secret; false if that must be tried again."""
-        document, boot = self._document, self._boot
+        """Keep what `reconcile` aimed at in the Secret; false if that must be tried again."""
+        document, boot = self._to_store, self._boot
         if document is None or boot is None:
             return True
         try:
@@ -189,7 +200,7 @@ class Pool:
         self._failures = 0
         return True
 
-    def _not_stored(self, problem: ApiServerError | ForeignSecretError) -> None:
+    def _not_stored(self, problem: ApiServerError | ContestedError | ForeignSecretError) -> None:
         """Note why the Secret is not what it should be. One conflict is no news: the next try may do."""
         self._failures += 1
         key, conflict = self.resource.key, isinstance(problem, ConflictError)
@@ -291,6 +302,7 @@ class Pool:
             self.revision += 1
             return
         content_hash = rendering.content_hash
+        self._require_uncontested(boot, content_hash)
         document = self._document
         at, of = newest(
             (boot.generation, boot.content_hash),
@@ -309,11 +321,33 @@ class Pool:
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
         self.revision += 1
+        self._to_store = document
         self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
         if self._surveying is None:
             rounds = self._survey.run(lambda: self.delivery.settled, self.delivery.round_s)
             self._surveying = self._world.tasks.start(rounds, f"survey {self.resource.key.name}")
         await self._replan(compiled.overload)
+
+    def _require_uncontested(self, boot: Boot, content_hash: str) -> None:
+        """Raise ContestedError while the Secret is left to whoever rewrites it again and again.
+
+        A Secret that was edited or restored is put right at once. Two operators that disagree would go on
+        like that for ever, and every sidecar with them.
+        """
+        ours, now = self._document, time.monotonic()
+        if ours is None or boot.content_hash in (content_hash, None) or content_hash != ours.content_hash:
+            return
+        if boot.generation <= ours.generation:
+            return
+        if now < self._yield_until:
+            raise ContestedError(
+                f"Secret {boot_secret_name(self.resource.key.name)}: another operator keeps writing another "
+                "document; give both one Lease"
+            )
+        if now > self._yield_until + _FORGOTTEN_S:
+            self._contests = 0
+        self._contests += 1
+        self._yield_until = now + min(_FIRST_YIELD_S * 2.0 ** min(self._contests - 1, 30), _LONGEST_YIELD_S)
 
     def _told(self, report: Report) -> None:
         self.report = report

@@ -64,8 +64,12 @@ class Publication:
         patch["metadata"]["uid"] = resource.uid  # Never to another object that has the name by now.
         try:
             written = await self._cluster.apply_status(patch, FIELD_MANAGER)
-        except (NotFoundError, ConflictError):
-            return True  # It is gone, or another object has its name now: its own event follows.
+        except NotFoundError:
+            return True  # It is gone.
+        except ConflictError as problem:
+            # Another object has its name now, which its own event will tell, or others wrote all the time.
+            _log.info("%s", problem, extra=about(resource.key))
+            return False
         except ApiServerError as problem:
             _log.warning("%s", problem, extra=about(resource.key))
             return False

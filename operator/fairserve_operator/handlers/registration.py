@@ -1,7 +1,7 @@
 """The handlers that kopf calls: each puts one event into the store and marks the namespace.
 
-The only module that imports kopf. Only `on.event` handlers are registered: kopf writes annotations and
-finalizers for any other kind, which GitOps tools see as drift and which block deletion while the operator
+Only this module and `watching` import kopf. Only `on.event` handlers are registered: kopf writes annotations
+and finalizers for any other kind, which GitOps tools see as drift and which block deletion while the operator
 is away.
 """
 
@@ -28,36 +28,27 @@ def registry(
     store: Store,
     mark: Mark,
     connection: Callable[[], Connection],
-    start: Callable[[], Awaitable[None]],
-    stop: Callable[[], Awaitable[None]],
+    listed: Callable[[], None],
 ) -> kopf.OperatorRegistry:
-    """Make the registry that kopf runs by. `start` and `stop` run within kopf's event loop."""
+    """Make the registry that kopf runs by. `listed` is called for each object that a listing has."""
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
     def login(**_: Any) -> kopf.ConnectionInfo:
         return _credentials(connection())
 
-    @kopf.on.startup(registry=handlers)
-    async def startup(settings: kopf.OperatorSettings, **_: Any) -> None:
-        configure(settings)
-        await start()
-
-    @kopf.on.cleanup(registry=handlers)
-    async def cleanup(**_: Any) -> None:
-        await stop()
-
     for plural, kind in _CUSTOM.items():
         kopf.on.event("fairserve.dev", "v1alpha1", plural, registry=handlers, id=plural, param=kind)(
-            _custom(store, mark)
+            _noting(listed, _custom(store, mark))
         )
-    kopf.on.event("v1", "pods", registry=handlers, id="pods")(_pods(store, mark))
-    kopf.on.event("v1", "secrets", registry=handlers, id="secrets")(_secrets(store, mark))
+    kopf.on.event("v1", "pods", registry=handlers, id="pods")(_noting(listed, _pods(store, mark)))
+    kopf.on.event("v1", "secrets", registry=handlers, id="secrets")(_noting(listed, _secrets(store, mark)))
     return handlers
 
 
-def configure(settings: kopf.OperatorSettings) -> None:
+def configured() -> kopf.OperatorSettings:
     """Make kopf a watcher and nothing else."""
+    settings = kopf.OperatorSettings()
     settings.posting.enabled = (
         False  # Events are written where something happened, not where something was logged.
     )
@@ -68,7 +59,7 @@ def configure(settings: kopf.OperatorSettings) -> None:
     )
     settings.watching.field_selectors["v1", "secrets"] = bodies.SECRET_SELECTOR
     settings.networking.error_backoffs = _Patience()
-    settings.process.ultimate_exiting_timeout = 20.0
+    return settings
 
 
 class _Patience:
@@ -76,6 +67,17 @@ class _Patience:
 
     def __iter__(self) -> Iterator[float]:
         return itertools.chain((0.2, 0.5, 1.0, 2.0), itertools.repeat(5.0))
+
+
+def _noting(
+    listed: Callable[[], None], seen: Callable[..., Awaitable[None]]
+) -> Callable[..., Awaitable[None]]:
+    async def noted(event: Mapping[str, Any], **others: Any) -> None:
+        await seen(event=event, **others)
+        if event["type"] is None:  # Comes of a listing, which says nothing of who is gone.
+            listed()
+
+    return noted
 
 
 def _custom(store: Store, mark: Mark) -> Callable[..., Awaitable[None]]:

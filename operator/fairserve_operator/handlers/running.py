@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import random
+import signal
 import socket
 import time
 from collections.abc import Callable
-
-import kopf
-from kopf._core.engines.peering import Identity
+from functools import partial
 
 from fairserve_operator.clients.jwks import JwksClient
 from fairserve_operator.clients.kubernetes_client import KubernetesClient
 from fairserve_operator.clients.prometheus import PrometheusClient
 from fairserve_operator.clients.sidecars import SidecarClient
-from fairserve_operator.errors import OperatorError
+from fairserve_operator.errors import AstrayError, OperatorError
 from fairserve_operator.handlers.census import Scope, require_custom_resources
 from fairserve_operator.handlers.delivery import Lanes
 from fairserve_operator.handlers.keys import KeyRefresh
@@ -29,9 +29,13 @@ from fairserve_operator.handlers.pools import World
 from fairserve_operator.handlers.registration import registry
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
+from fairserve_operator.handlers.watching import watch
 from fairserve_operator.options import Options
 
 _log = logging.getLogger(__name__)
+
+#: How long an orderly end may take, in seconds.
+_LONGEST_END_S = 20.0
 
 
 async def run(
@@ -46,15 +50,52 @@ async def run(
     # Nearly all that is made stays, or goes without a collector's help; looking through 10,000 objects every
     # few thousand new ones would take a third of the time.
     gc.set_threshold(20_000, 10, 10)
-    stop, deaths = asyncio.Event(), list[BaseException]()
+    measures = Measures()
+    port = ObservationServer(measures)
+    told = asyncio.Event()
+    try:
+        if options.listen is not None:
+            await port.start(*options.listen)
+        _log.info("serving %s", ", ".join(name or "all namespaces" for name in scope))
+        while not told.is_set():
+            await _operate(cluster, scope, options, allow_http_jwks, measures, told)
+    finally:
+        await port.stop()
+
+
+async def _operate(
+    cluster: KubernetesClient,
+    scope: Scope,
+    options: Options,
+    allow_http_jwks: bool,
+    measures: Measures,
+    told: asyncio.Event,
+) -> None:
+    """Operate until told to stop, or until all must be forgotten and begun anew."""
+    over, deaths = asyncio.Event(), list[BaseException]()
 
     def fatal(problem: BaseException) -> None:
         _log.critical("a part of the operator died", exc_info=problem)
         deaths.append(problem)
-        stop.set()
+        over.set()
 
+    def astray(problem: AstrayError) -> None:
+        _log.warning("%s; beginning anew", problem)
+        over.set()
+
+    def end() -> None:
+        told.set()
+        over.set()
+        # Whatever hangs then: sidecars go on without us.
+        asyncio.get_running_loop().call_later(_LONGEST_END_S, os.kill, os.getpid(), signal.SIGKILL)
+
+    def heed_signals() -> None:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(each, end)
+
+    heed_signals()
     identity = options.identity or socket.gethostname()
-    store, tasks, measures = Store(), Tasks(fatal), Measures()
+    store, tasks = Store(), Tasks(fatal)
     candidate = _candidate(cluster, options, identity, lambda acting: loop.act(acting))
     may_act = (lambda: True) if candidate is None else candidate.acts
     cluster.observer, cluster.may_write = measures.api_called, may_act
@@ -62,9 +103,8 @@ async def run(
     prometheus = PrometheusClient()
     rng = random.Random()  # noqa: S311
     world = World(store, cluster, sidecars, prometheus, Lanes(), tasks, time.time, rng, measures=measures)
-    loop = Loop(world, scope, acting=candidate is None)
+    loop = Loop(world, scope, acting=candidate is None, astray=astray)
     measures.view = loop.view
-    port = ObservationServer(measures)
     key_sets = JwksClient(allow_http_jwks)
 
     def learned(namespace: str) -> None:
@@ -77,33 +117,17 @@ async def run(
         await loop.complete.wait()  # Who would act without knowing everybody leaves it to others.
         await candidate.run()
 
-    async def begin() -> None:
+    try:
         tasks.start(refresh.run(), "refresh keys")
         await loop.start()
         if candidate is not None:
             tasks.start(campaign(candidate), "campaign")
-
-    async def end() -> None:
+        handlers = partial(registry, store, loop.mark, cluster.connection, loop.listed)
+        await watch(handlers, scope, over, heed_signals)
+    finally:
         await loop.stop()
         if candidate is not None:
             await candidate.release()
-        stop.set()  # kopf waits five seconds for whoever waits for this flag.
-
-    try:
-        if options.listen is not None:
-            await port.start(*options.listen)
-        _log.info("serving %s", ", ".join(name or "all namespaces" for name in scope))
-        await kopf.operator(
-            registry=registry(store, loop.mark, cluster.connection, begin, end),
-            clusterwide=scope == (None,),
-            namespaces=[name for name in scope if name],
-            # Named here, or kopf asks for the user's name, which a user id without a passwd entry has not.
-            identity=Identity(f"fairserve-operator@{socket.gethostname()}"),
-            stop_flag=stop,
-        )
-    finally:
-        await tasks.cancel()
-        await port.stop()
         await sidecars.close()
         await key_sets.close()
         prometheus.close()

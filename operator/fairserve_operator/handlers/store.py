@@ -185,6 +185,32 @@ class Store:
             name for name, known in self._known(kind, namespace) if name not in census and known <= version
         ]
 
+    def ahead(self, kind: str, namespace: str | None, census: Mapping[Name, str], version: int) -> list[Name]:
+        """Who is known here in a later form than a census has that was taken later, at `version`.
+
+        That cannot be, unless the API server's history has gone back.
+        """
+        return [
+            name
+            for name, known in self._known(kind, namespace)
+            if known <= version and name in census and int(census[name]) < known
+        ]
+
+    def latest(self, kind: str, namespace: str | None) -> int:
+        """The highest resource version of a kind, 0 where there is none."""
+        return max((version for _, version in self._known(kind, namespace)), default=0)
+
+    def behind(self, kind: str, census: Mapping[Name, str]) -> dict[Name, int]:
+        """Who is known here in an earlier form than a census has, or not at all; with that version."""
+        return {
+            name: int(version) for name, version in census.items() if self.lacks(kind, name, int(version))
+        }
+
+    def lacks(self, kind: str, name: Name, version: int) -> bool:
+        """Whether an object is unknown here in this form and any later one."""
+        known = self._version(kind, name)
+        return known is None or known < version
+
     def _version(self, kind: str, name: Name) -> int | None:
         space = self._space(name[0])
         match kind:

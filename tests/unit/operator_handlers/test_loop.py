@@ -17,8 +17,9 @@ from fairserve.config import SchedulerConfig, key_digest
 from fairserve_operator.clients.prometheus import Reading
 from fairserve_operator.clients.sidecars import Newer
 from fairserve_operator.decide.resources import SERVING_POOL, TENANT
-from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
-from fairserve_operator.handlers.census import forget_vanished, require_custom_resources
+from fairserve_operator.errors import ApiServerError, AstrayError, NotFoundError, SetupError
+from fairserve_operator.handlers import pools
+from fairserve_operator.handlers.census import Headcount, require_custom_resources
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
 from tests.unit.operator_handlers.world import (
@@ -248,6 +249,41 @@ async def test_conflict_on_the_boot_secret_is_resolved_by_reading_it_again() -> 
         assert operated.boot().identity.salt == before.identity.salt
 
 
+async def test_two_operators_that_disagree_do_not_rewrite_each_other_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pools, "_FIRST_YIELD_S", 300.0)
+    async with operating() as operated:
+        await operated.until_condition("llm", "Programmed", "True")
+        cluster, ours = operated.world.cluster, operated.boot().content_hash
+        where = "ns", "fairserve-llm"
+
+        def other_writes() -> None:
+            before, held = operated.boot(), copy.deepcopy(cluster.secrets[where])
+            theirs = before.model_copy(
+                update={
+                    "generation": before.generation + 1,
+                    "tenants": tuple(
+                        each.model_copy(update={"weight": each.weight + 1}) for each in before.tenants
+                    ),
+                }
+            )
+            packed = base64.b64encode(gzip.compress(theirs.to_bytes())).decode()
+            held["data"]["config.json.gz"] = packed
+            version = int(held["metadata"]["resourceVersion"]) + 1000
+            held["metadata"]["resourceVersion"] = str(version)
+            cluster.secrets[where] = held
+            operated.world.store.put_secret(*where, version, {})
+            operated.loop.mark("ns")
+
+        other_writes()
+        await until(lambda: operated.boot().content_hash == ours, "ours again: it may have been a mistake")
+        other_writes()
+        calls = cluster.calls
+        await until(lambda: cluster.calls > calls + 5, "several tries")
+        assert operated.boot().content_hash != ours
+
+
 async def test_document_that_can_not_be_stored_is_delivered_and_the_pool_says_so() -> None:
     async with operating() as operated:
         await operated.until_condition("team-a", "Programmed", "True")
@@ -474,8 +510,57 @@ async def test_who_vanished_unseen_is_forgotten() -> None:
         world.store.put(resource(TENANT, "gone", {}), 5, {})
         world.store.put(resource(TENANT, "here", {}), 5, {})
         world.cluster.people[TENANT] = {("ns", "here"): "5"}
-        assert await forget_vanished(world.store, world.cluster, ("ns",)) == {"ns"}
+        assert await Headcount(world.store, world.cluster, ("ns",)).forget_vanished() == {"ns"}
         assert [each.key.name for each in world.store.objects("ns", TENANT)] == ["here"]
+
+
+async def test_history_that_went_back_is_noticed_by_a_look_and_by_a_count() -> None:
+    async with fake_world() as world:
+        headcount = Headcount(world.store, world.cluster, ("ns",))
+        world.store.put(resource(TENANT, "here", {}), 900, {})
+        world.cluster.people[TENANT] = {("ns", "here"): "900"}
+        await headcount.look_back()
+        assert await headcount.forget_vanished() == frozenset()
+        world.cluster.people[TENANT] = {("ns", "here"): "400"}
+        with pytest.raises(AstrayError, match="Tenant ns/here is known in a form that the API server never"):
+            await headcount.forget_vanished()
+        world.cluster.latest = 950
+        with pytest.raises(AstrayError, match="went back from 1000 to 950"):
+            await headcount.look_back()
+        # Even where nobody has looked before: the store has seen a later one.
+        world.cluster.latest = 800
+        with pytest.raises(AstrayError, match="went back from 900 to 800"):
+            await Headcount(world.store, world.cluster, ("ns",)).look_back()
+
+
+async def test_watch_that_missed_a_change_for_good_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake_world() as world:
+        headcount = Headcount(world.store, world.cluster, ("ns",))
+        world.store.put(resource(TENANT, "here", {}), 5, {})
+        world.cluster.people[TENANT] = {("ns", "here"): "6"}
+        await headcount.forget_vanished()
+        await headcount.forget_vanished()  # So soon after it may be on its way.
+        later = asyncio.get_running_loop().time() + 31
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: later)
+        world.store.put(resource(TENANT, "here", {}, 2), 6, {})
+        world.cluster.people[TENANT] = {("ns", "here"): "7"}
+        await headcount.forget_vanished()  # That one came, and the next is missing for a moment only.
+        later += 31
+        with pytest.raises(AstrayError, match="watch of Tenant ns/here has missed its change"):
+            await headcount.forget_vanished()
+
+
+async def test_who_went_while_its_watch_was_broken_is_forgotten_after_the_next_listing() -> None:
+    timing = replace(TIMING, relisted_s=0.001, census_s=3600.0)
+    async with fake_world() as world:
+        operated = Operated(world, timing)
+        operated.put(TENANT, "gone", {})
+        world.cluster.people[TENANT] = {("ns", "gone"): "1"}
+        await operated.loop.start()
+        await until(operated.loop.complete.is_set, "everybody")
+        world.cluster.people[TENANT] = {}
+        operated.loop.listed()
+        await until(lambda: not world.store.objects("ns", TENANT), "the listing to be compared")
 
 
 @pytest.mark.parametrize(

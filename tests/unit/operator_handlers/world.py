@@ -48,6 +48,7 @@ class FakeCluster:
         self.writes = 0  #: of Secrets, whatever came of them
         self.conflicts = 0  #: how many of the next Secret writes meet somebody else's
         self.people: dict[str, dict[tuple[str, str], str]] = {}
+        self.latest = 1000  #: resource version of every list
         self._versions = itertools.count(100)
 
     async def read_secret(self, namespace: str, name: str) -> Mapping[str, Any] | None:
@@ -90,7 +91,11 @@ class FakeCluster:
 
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         self._check()
-        return Census("1000", dict(self.people.get(kind, {})))
+        return Census(str(self.latest), dict(self.people.get(kind, {})))
+
+    async def latest_version(self, kind: str, namespace: str | None) -> int:
+        self._check()
+        return self.latest
 
     def _check(self) -> None:
         self.calls += 1
