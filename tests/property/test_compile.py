@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
@@ -68,6 +68,7 @@ well_formed = st.fixed_dictionaries(
         "queue": st.sampled_from([{}, {"maxWait": "1m"}, {"maxBytes": "1Mi", "maxBytesPerUser": "1Ki"}]),
         "interactionLimits": st.fixed_dictionaries({}, optional={"perUser": limits}),
         "prefixCacheGroup": st.sampled_from(["g", "h"]),
+        "stopPolicy": st.sampled_from(["None", "Hold"]),
     },
 )
 well_formed_application = st.fixed_dictionaries(
@@ -265,6 +266,7 @@ anything = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # The first text takes a second to be ready for.
 @given(
     namespaces(), st.dictionaries(words, anything, max_size=4), st.sampled_from([tenant, application, pool])
 )

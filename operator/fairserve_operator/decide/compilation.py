@@ -30,7 +30,7 @@ from fairserve_operator.decide.claims import (
     resolve,
     secret_ref,
 )
-from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
+from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, HELD, RESOLVED_REFS, Condition
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
@@ -212,6 +212,17 @@ def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condit
 
 
 def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
+    conditions = _claim_conditions(tenant, claims)
+    if tenant.spec is None or tenant.spec.stop_policy == "None":
+        return conditions
+    message = (
+        "spec.stopPolicy: Hold: the tenant begins no new interactions where this is programmed; those that "
+        "it has begun go on"
+    )
+    return *conditions, Condition(HELD, "True", "StopPolicy", message, tenant.resource.generation)
+
+
+def _claim_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
     key, generation = tenant.resource.key, tenant.resource.generation
     own = accepted, resolved = _own_conditions(tenant)
     if problems := claims.problems.get(key):

@@ -91,6 +91,7 @@ def signal(**fields: Any) -> dict[str, Any]:
             "spec.interactionLimits: perUser must not allow more than total in the same window, "
             "where it could never apply",
         ),
+        (TenantSpec, {"stopPolicy": "Drain"}, "spec.stopPolicy: Input should be 'None' or 'Hold'"),
         (
             TenantSpec,
             {"queue": {"maxRequestsPerUser": 10_001}},
