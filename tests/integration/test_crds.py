@@ -96,6 +96,9 @@ def manifest(kind: str, spec: dict[str, Any], name: str = "x") -> str:
             {"profile": {"inputTokens": 1, "systemTokens": 2, "outputTokens": 1}},
             "systemTokens must not exceed inputTokens",
         ),
+        ("ServingPool", {}, "exactly one of selector, poolRef is allowed"),
+        ("ServingPool", {**POOL, "poolRef": {"name": "x"}}, "exactly one of selector, poolRef is allowed"),
+        ("ServingPool", {"poolRef": {"name": "X"}}, "spec.poolRef.name"),
         ("ServingPool", {"selector": {"matchLabels": {}}}, "should have at least 1 properties"),
         ("ServingPool", {"selector": {"matchLabels": {"app": "v l"}}}, "should match"),
         (
@@ -176,6 +179,7 @@ def test_api_server_and_models_refuse_the_same(
         ("Application", {"profile": PROFILE, "interaction": {"idSources": []}}),
         ("ServingPool", {**POOL, "queue": {"maxBytes": "16Gi"}, "hopTokens": [{"name": "s", "key": "k"}]}),
         ("ServingPool", POOL),
+        ("ServingPool", {"poolRef": {"name": "vllm"}}),
         ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "for": "1h30m"}], "holdDown": "0s"}}),
         ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "query": """{"vllm:up"} > 0"""}]}}),
         ("ServingPool", {**POOL, "overload": {"staleAfter": "10s"}}),

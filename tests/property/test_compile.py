@@ -13,6 +13,7 @@ from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.sidecar.identity import IdentityTable
 from fairserve_operator.decide.compilation import Compiled, compile_pool, needs
 from fairserve_operator.decide.conditions import CONFLICTED
+from fairserve_operator.decide.inference_pools import InferencePool
 from fairserve_operator.decide.jwks import CLUSTER, KeySet, KeySource, KeysProblem
 from fairserve_operator.decide.resources import Resource, SecretProblem, SecretRef
 from tests.unit.operator.builders import (
@@ -97,7 +98,7 @@ ill_formed = st.sampled_from(
     ]
 )
 well_formed_pool = st.fixed_dictionaries(
-    {"selector": st.sampled_from([{"matchLabels": {"app": value}} for value in "xyz"])},
+    {},
     optional={
         "scheduler": st.sampled_from([{"policy": "VTC"}, {"normalisation": 0.5}]),
         "trustedProxies": st.sampled_from([["10.0.0.0/8", "10.0.0.0/8"], ["::/0"]]),
@@ -110,6 +111,11 @@ well_formed_pool = st.fixed_dictionaries(
         "serviceAccountAudience": st.sampled_from(["fairserve", "llm"]),
     },
 )
+selections = mostly(
+    st.sampled_from([{"selector": {"matchLabels": {"app": value}}} for value in "xyz"]),
+    st.sampled_from([{"selector": None, "poolRef": {"name": name}} for name in ("by-x", "gone")]),
+)
+INFERENCE_POOLS = {"by-x": InferencePool({"app": "x"}, frozenset({8000}))}
 ill_formed_pool = st.sampled_from([{"selector": {}}, {"selector": {"matchLabels": {"app": "x"}}, "no": 1}])
 KEYS: dict[KeySource, KeySet] = {
     JWKS_URI: key_set("k1", "k2"),
@@ -131,7 +137,14 @@ class Namespace:
 
     def compile(self, which: int = 0) -> Compiled:
         return compile_pool(
-            self.pools[which], self.pools, self.tenants, self.applications, self.digests, self.keys, SALT
+            self.pools[which],
+            self.pools,
+            self.tenants,
+            self.applications,
+            self.digests,
+            self.keys,
+            SALT,
+            INFERENCE_POOLS,
         )
 
     def joined_by(self, one: Resource) -> Namespace:
@@ -149,7 +162,11 @@ def namespaces(draw: st.DrawFn) -> Namespace:
     specs = [draw(mostly(well_formed, ill_formed)) for _ in range(draw(st.integers(0, 6)))]
     return Namespace(
         pools=tuple(
-            pool(f"p{i}", created=draw(times), **draw(mostly(well_formed_pool, ill_formed_pool)))
+            pool(
+                f"p{i}",
+                created=draw(times),
+                **{**draw(selections), **draw(mostly(well_formed_pool, ill_formed_pool))},
+            )
             for i in range(draw(st.integers(1, 3)))
         ),
         tenants=tuple(tenant(f"t{i}", created=draw(times), **spec) for i, spec in enumerate(specs)),
@@ -332,7 +349,8 @@ def test_tokens_are_read_as_every_tenant_that_is_known_by_them_said(namespace: N
 @given(namespaces())
 def test_no_two_compiled_pools_select_the_same_pods(namespace: Namespace) -> None:
     results = [namespace.compile(i) for i in range(len(namespace.pools))]
-    labels = [tuple(r.spec.selector.match_labels.items()) for r in results if r.spec is not None]
+    found = [r.selection.labels for r in results if r.selection is not None]
+    labels = [tuple(each.items()) for each in found if each is not None]
     assert len(labels) == len(set(labels))
 
 

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from fairserve.config import (
     ApiKeyConfig,
@@ -31,6 +32,7 @@ from fairserve_operator.decide.claims import (
     secret_ref,
 )
 from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, HELD, RESOLVED_REFS, Condition
+from fairserve_operator.decide.inference_pools import InferencePools, Selection, select
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
@@ -57,6 +59,8 @@ class Compiled:
     conditions: Mapping[ObjectKey, tuple[Condition, ...]]
     observed: Mapping[ObjectKey, int]
     parts: Mapping[ObjectKey, str]
+    #: Which Pods it means; None where the pool is refused.
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +113,22 @@ def compile_pool(
     digests: Digests,
     keys: Keys,
     salt: str,
+    inference_pools: InferencePools = MappingProxyType({}),
 ) -> Compiled:
     """Compile one pool. Objects of other namespaces are not looked at.
 
     `pools` are the namespace's pools (this one among them or not). `digests` maps each of `needs().secrets`
     to `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
     Secret. `keys` maps each of `needs().keys` to what `jwks.read_jwks` made of it, or to why it has none.
-    `salt` is hex, at least 32 digits, and stays the same over a pool's life.
+    `salt` is hex, at least 32 digits, and stays the same over a pool's life. `inference_pools` are those of
+    the namespace: only pools with a `poolRef` need any.
     """
     namespace = _judge(pool.key.namespace, tenants, applications, digests, keys)
     rivals = [other for other in pools if other.key != pool.key]
     parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
-    conflicts = selector_conflicts(parsed)
+    conflicts = selector_conflicts(parsed, inference_pools)
     conditions = _namespace_conditions(namespace)
-    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests) for p in parsed}
+    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests, inference_pools) for p in parsed}
     resources = [p.resource for p in namespace.tenants]
     resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
     observed = {resource.key: resource.generation for resource in resources}
@@ -154,6 +160,7 @@ def compile_pool(
         overload=overload_plan(pool.key.namespace, pool.key.name, spec),
         conditions=conditions,
         observed=observed,
+        selection=select(pool.key, spec, inference_pools),
         parts={
             **{
                 p.resource.key: _tenant_part(
@@ -238,7 +245,10 @@ def _claim_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condi
 
 
 def _pool_conditions(
-    pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts, digests: Digests
+    pool: Parsed[ServingPoolSpec],
+    conflicts: SelectorConflicts,
+    digests: Digests,
+    inference_pools: InferencePools,
 ) -> tuple[Condition, ...]:
     key, generation = pool.resource.key, pool.resource.generation
     if key in conflicts.lost:
@@ -246,11 +256,16 @@ def _pool_conditions(
         mine = _own_conditions(refused, reason="SelectorConflict")
     else:
         mine = _own_conditions(pool)
+        selection = select(key, pool.spec, inference_pools) if pool.spec else None
         _, problems = hop_tokens(pool.resource, pool.spec, digests) if pool.spec else ((), [])
         problems += _prometheus_problems(pool, digests)
+        if selection is not None and selection.problem is not None:
+            problems.insert(0, selection.problem)
         if problems:
             message = joined([problem.message for problem in problems])
             mine = mine[0], Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
+        elif selection is not None and (note := selection.note) is not None:
+            mine = mine[0], Condition(RESOLVED_REFS, "True", note.reason, note.message, generation)
     if messages := conflicts.messages.get(key):
         return *mine, _conflicted("SelectorConflict", messages, generation)
     return mine

@@ -23,16 +23,19 @@ from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, next_generation
+from fairserve_operator.decide.inference_pools import InferencePools, Selection
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
 from fairserve_operator.decide.rendering import Renderer, Rendering
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
+from fairserve_operator.decide.selectors import Overlap
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
 from fairserve_operator.errors import ApiServerError, ConflictError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
+from fairserve_operator.handlers.inference_pools import Sightings
 from fairserve_operator.handlers.keys import Keyring
 from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
@@ -60,6 +63,7 @@ class World:
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
     keyring: Keyring = field(default_factory=Keyring)
+    inference_pools: Sightings = field(default_factory=Sightings)
     measures: Measures = field(default_factory=Measures)
     survey_pace: SurveyPace = field(default_factory=SurveyPace)
 
@@ -73,14 +77,15 @@ class Gathered:
     tenants: tuple[Resource, ...]
     applications: tuple[Resource, ...]
     needs: Needs
+    inference_pools: InferencePools
 
 
 class Pool:
     """Acts for one ServingPool.
 
     `changed` is called when there is something to publish, `outdated` when a sidecar runs a generation that
-    ours must exceed, `surveyed` when `report` is new. `resource` and `compiled` are what the sidecars are
-    aimed at, not what comes next.
+    ours must exceed, `surveyed` when `report` is new. `overlap` tells what it shares with others. `resource`
+    and `compiled` are what the sidecars are aimed at, not what comes next.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class Pool:
         changed: Callable[[], None],
         outdated: Callable[[], None],
         surveyed: Callable[[], None],
+        overlap: Callable[[ObjectKey], Overlap],
         boot: Boot | None = None,
     ) -> None:
         self.resource = resource
@@ -116,6 +122,9 @@ class Pool:
         self._rendering: Rendering | None = None  #: of the candidate; None where that is refused
         self._entries: dict[ObjectKey, Entry] = {}
         self._spec: ServingPoolSpec | None = None  #: the last good one: a refused pool goes on with it
+        #: Which Pods it has; the last that could be told: who can't be found takes no Pods away.
+        self.selection: Selection | None = None
+        self._overlap = overlap
         self._generation = 0
         self._document: Document | None = None
         self._watch: OverloadWatch | None = None
@@ -161,7 +170,10 @@ class Pool:
         if self.compiled is None:
             raise AssertionError("a pool that was never compiled has no status")
         verdict = None if self._watch is None else self._watch.verdict
-        return pool_status(self.resource, self.compiled, self._generation, delivery, verdict, previous, now)
+        overlap = self._overlap(self.resource.key)
+        return pool_status(
+            self.resource, self.compiled, self._generation, delivery, verdict, previous, now, overlap
+        )
 
     def entered_at(self, key: ObjectKey) -> int | None:
         """Since which generation the pool has the object as it is now; None if it leaves it out.
@@ -182,6 +194,9 @@ class Pool:
     @property
     def settled(self) -> bool:
         """Whether every sidecar was given its document once, and the overload signals were read once."""
+        selection = None if self.compiled is None else self.compiled.selection
+        if selection is not None and selection.pending:
+            return False
         evaluated = self._watch is None or self._watch.verdict is not None
         return evaluated and self.delivery.settled
 
@@ -220,7 +235,14 @@ class Pool:
         self, resource: Resource, gathered: Gathered, found: FoundDigests, keys: Keys, salt: str
     ) -> tuple[Compiled, Rendering | None]:
         compiled = compile_pool(
-            resource, gathered.pools, gathered.tenants, gathered.applications, found, keys, salt
+            resource,
+            gathered.pools,
+            gathered.tenants,
+            gathered.applications,
+            found,
+            keys,
+            salt,
+            gathered.inference_pools,
         )
         return compiled, None if compiled.config is None else self._renderer.render(compiled.config)
 
@@ -246,6 +268,8 @@ class Pool:
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
+        if compiled.selection is not None and compiled.selection.labels is not None:
+            self.selection = compiled.selection
         self.delivery.aim(document, compiled.spec.sidecar.control_port, self._boot.token)
         if self._surveying is None:
             survey = Survey(self._world.sidecars, self._ports, self._told, self._world.survey_pace)
@@ -257,7 +281,7 @@ class Pool:
         if self._spec is None or self._boot is None:
             return []
         port, token = self._spec.sidecar.control_port, self._boot.token
-        return [ControlPort(pod.ip, port, token) for pod in self._pods(self._spec)]
+        return [ControlPort(pod.ip, port, token) for pod in self._pods()]
 
     def _told(self, report: Report) -> None:
         self.report = report
@@ -265,10 +289,14 @@ class Pool:
 
     async def _follow_pods(self) -> None:
         if self._spec is not None:
-            await self.delivery.follow(self._pods(self._spec))
+            await self.delivery.follow(self._pods())
 
-    def _pods(self, spec: ServingPoolSpec) -> tuple[Pod, ...]:
-        return self._world.store.pods(self.resource.key.namespace, spec.selector.match_labels)
+    def _pods(self) -> tuple[Pod, ...]:
+        if self.selection is None or self.selection.labels is None:
+            return ()
+        lost = self._overlap(self.resource.key).lost
+        pods = self._world.store.pods(self.resource.key.namespace, self.selection.labels)
+        return tuple(pod for pod in pods if pod.name not in lost) if lost else pods
 
     async def _replan(self, plan: OverloadPlan | None) -> None:
         if plan is None or plan.prometheus_url is None:

@@ -145,7 +145,13 @@ def signal(**fields: Any) -> dict[str, Any]:
             {"profile": {"inputTokens": 1, "outputTokens": 1, "learning": {"minSamples": 9}}},
             "spec.profile: learning applies to mode Learned only",
         ),
-        (ServingPoolSpec, {}, "spec.selector: Field required"),
+        (ServingPoolSpec, {}, "spec: exactly one of selector, poolRef is allowed"),
+        (
+            ServingPoolSpec,
+            {**SELECTOR, "poolRef": {"name": "vllm"}},
+            "spec: exactly one of selector, poolRef is allowed",
+        ),
+        (ServingPoolSpec, {"poolRef": {}}, "spec.poolRef.name: Field required"),
         (
             ServingPoolSpec,
             {**SELECTOR, "sidecar": {"controlPort": 8000}},
