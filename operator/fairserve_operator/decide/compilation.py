@@ -8,7 +8,7 @@ Accepted=False means that the object is left out whole; ResolvedRefs=False that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -35,6 +35,7 @@ from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, HELD, RES
 from fairserve_operator.decide.inference_pools import InferencePools, Selection, select
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
+from fairserve_operator.decide.limits import NEVER_BINDS, never_binding
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
@@ -70,6 +71,8 @@ class _Namespace:
     tenants: list[Parsed[TenantSpec]]
     applications: list[Parsed[ApplicationSpec]]
     claims: Claims
+    #: What objects are told of limits that never bind.
+    idle_limits: Mapping[ObjectKey, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,18 @@ def compile_pool(
     `salt` is hex, at least 32 digits, and stays the same over a pool's life. `inference_pools` are those of
     the namespace: only pools with a `poolRef` need any.
     """
-    namespace = _judge(pool.key.namespace, tenants, applications, digests, keys)
     rivals = [other for other in pools if other.key != pool.key]
     parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
+    namespace = _judge(pool.key.namespace, tenants, applications, digests, keys, parsed)
     conflicts = selector_conflicts(parsed, inference_pools)
     conditions = _namespace_conditions(namespace)
-    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests, inference_pools) for p in parsed}
+    conditions |= {
+        p.resource.key: _noted(
+            _pool_conditions(p, conflicts, digests, inference_pools),
+            namespace.idle_limits.get(p.resource.key),
+        )
+        for p in parsed
+    }
     resources = [p.resource for p in namespace.tenants]
     resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
     observed = {resource.key: resource.generation for resource in resources}
@@ -199,6 +208,7 @@ def _judge(
     applications: Iterable[Resource],
     digests: Digests,
     keys: Keys,
+    pools: Sequence[Parsed[ServingPoolSpec]] = (),
 ) -> _Namespace:
     parsed_tenants = [parse(t, TenantSpec) for t in oldest_first(tenants, namespace)]
     parsed_applications = [parse(a, ApplicationSpec) for a in oldest_first(applications, namespace)]
@@ -208,14 +218,28 @@ def _judge(
         digests,
         keys,
     )
-    return _Namespace(parsed_tenants, parsed_applications, claims)
+    idle_limits = never_binding(parsed_tenants, pools, parsed_applications)
+    return _Namespace(parsed_tenants, parsed_applications, claims, idle_limits)
 
 
 def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condition, ...]]:
-    return {
+    found: dict[ObjectKey, tuple[Condition, ...]] = {
         **{p.resource.key: _tenant_conditions(p, namespace.claims) for p in namespace.tenants},
         **{p.resource.key: _own_conditions(p) for p in namespace.applications},
     }
+    for key, notes in namespace.idle_limits.items():
+        if key in found:
+            found[key] = _noted(found[key], notes)
+    return found
+
+
+def _noted(conditions: tuple[Condition, ...], notes: Sequence[str] | None) -> tuple[Condition, ...]:
+    """The conditions of an object that is accepted, and has a limit that never binds or keeps one from it."""
+    accepted, *others = conditions
+    if not notes or accepted.status != "True":
+        return conditions
+    generation = accepted.observed_generation
+    return Condition(ACCEPTED, "True", NEVER_BINDS, joined(notes), generation), *others
 
 
 def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
