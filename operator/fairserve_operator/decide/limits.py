@@ -11,9 +11,10 @@ any, and not with each tenant's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 from fairserve_operator.api.v1alpha1 import (
     ApplicationSpec,
@@ -78,8 +79,7 @@ def never_binding(
     ]
     if not limited:
         return {}
-    holders = [*_tenants(tenants), *_default_tenants(pools)]
-    per_user, total = _loosest(holders, 0, "perUser"), _loosest(holders, 1, "total")
+    per_user, total = _loosest(tenants, pools)
     told: dict[ObjectKey, list[str]] = {}
     for key, limits in limited:
         for field, limit, bounds in (
@@ -120,22 +120,47 @@ def _default_tenants(
             yield each.resource.key, "spec.defaultTenant.interactionLimits", bounds
 
 
-def _loosest(holders: Sequence[tuple[ObjectKey, str, _Bounds]], which: int, field: str) -> _Loosest | None:
-    """None where there is no tenant, or one without this limit."""
-    most: tuple[_Limit, ObjectKey, str] | None = None
-    window_s = 0.0
-    for key, path, bounds in holders:
-        limit = bounds[which]
+class _Most:
+    """What no holder of one field exceeds, found in one pass."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._window_s = 0.0
+        self._most: tuple[_Limit, ObjectKey, str] | None = None
+        self.exists = True  #: until somebody has no such limit
+
+    def add(self, limit: _Limit | None, key: ObjectKey, path: str) -> None:
         if limit is None:
+            self.exists = False
+            return
+        if self._most is None:
+            self._most, self._window_s = (limit, key, path), limit.window_s
+            return
+        if limit.window_s < self._window_s:
+            self._window_s = limit.window_s
+        most = self._most[0]
+        if limit.count > most.count or (limit.count == most.count and limit.window_s < most.window_s):
+            self._most = limit, key, path
+
+    def found(self) -> _Loosest | None:
+        """None where there is no tenant, or one without this limit."""
+        if self._most is None or not self.exists:
             return None
-        if most is None:
-            most, window_s = (limit, key, path), limit.window_s
-        window_s = min(window_s, limit.window_s)
-        if (limit.count, -limit.window_s) > (most[0].count, -most[0].window_s):
-            most = limit, key, path
-    if most is None:
-        return None
-    return _Loosest(most[0].count, window_s, most[1], f"{most[2]}.{field}", most[0].words)
+        most, key, path = self._most
+        return _Loosest(most.count, self._window_s, key, f"{path}.{self._field}", most.words)
+
+
+def _loosest(
+    tenants: Iterable[Parsed[TenantSpec]], pools: Iterable[Parsed[ServingPoolSpec]]
+) -> tuple[_Loosest | None, _Loosest | None]:
+    """Of `perUser` and of `total`. The first tenants without either end the search, and mostly do."""
+    per_user, total = _Most("perUser"), _Most("total")
+    for key, path, bounds in chain(_default_tenants(pools), _tenants(tenants)):
+        per_user.add(bounds[0], key, path)
+        total.add(bounds[1], key, path)
+        if not (per_user.exists or total.exists):
+            break
+    return per_user.found(), total.found()
 
 
 def _remembered(resource: Resource, limits: TenantInteractionLimits | None) -> _Bounds:

@@ -133,7 +133,7 @@ def test_each_tenant_is_looked_at_once_and_not_for_each_application() -> None:
     counted: list[Any] = [Counted(a)] * 50
     apps = [parse(chat(f"c{i}", perUser=limit(10), perTenant=limit(90)), ApplicationSpec) for i in range(40)]
     assert len(never_binding(counted, [], apps)) == 41
-    assert looks <= 2 * len(counted)
+    assert looks <= 2 * len(counted), "twice: whether it is well formed, and what it says"
 
 
 def test_what_is_broken_is_told_on_both_objects() -> None:
