@@ -148,7 +148,7 @@ class Scheduler:
         identity = call.interaction
         interaction = None if identity is None else self._continued(part, call.application, identity, now)
         begins = interaction is None
-        if begins and tenant.settings.held:
+        if begins and tenant.held:
             return self._refused(call, flow, None, _TENANT_HELD, now)
         limited = self._limits_calls or (begins and self._limits_beginnings)
         refusal = None
