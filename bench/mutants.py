@@ -156,6 +156,20 @@ MUTANTS = (
         PROPERTY + "test_core_promises.py::test_an_admitted_interaction_is_never_refused",
     ),
     Mutant(
+        "a hold cuts interactions",
+        "scheduler.py",
+        "        if begins and tenant.held:\n",
+        "        if tenant.held:\n",
+        PROPERTY + "test_core_promises.py::test_a_hold_refuses_all_beginnings_and_no_continuation",
+    ),
+    Mutant(
+        "a hold ends with the overload",
+        "scheduler.py",
+        "        if begins and tenant.held:\n",
+        "        if begins and tenant.held and self.armed:\n",
+        UNIT + "test_throttle.py::test_a_held_tenant_begins_nothing_overloaded_or_not",
+    ),
+    Mutant(
         "a claim continues what was never admitted",
         "scheduler.py",
         "        begins = interaction is None\n",

@@ -83,7 +83,7 @@ KINDS = (
                 "Refused",
                 ".status.refusedInteractionsLastHour",
                 "integer",
-                "Interactions that a limit refused in the last hour.",
+                "Interactions that a limit or stopPolicy refused in the last hour.",
             ),
             READY,
             AGE,

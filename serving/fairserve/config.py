@@ -68,6 +68,8 @@ class TenantConfig(_Document):
     #: Goes into every body for an endpoint that knows it, so that only tenants of one salt share cached
     #: prefixes. vLLM's own rule for it. None: nothing is added.
     cache_salt: Annotated[str, Field(pattern=r"^[^@/\\\x00]{1,128}$")] | None = None
+    #: Calls that begin an interaction are refused, overloaded or not; what was admitted goes on.
+    held: bool = False
 
     def settings(self) -> core.TenantSettings:
         """The core's value of it."""
@@ -83,6 +85,7 @@ class TenantConfig(_Document):
                 max_requests_per_user=self.max_queued_requests_per_user,
                 max_bytes_per_user=self.max_queued_bytes_per_user,
             ),
+            held=self.held,
         )
 
 

@@ -28,6 +28,12 @@ DEADLINE_S = 60.0
 #: In the environment: where the operator is found.
 PYTHONPATH = {"PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY / 'serving'}"}
 
+#: Of kinds that are not ours.
+_PREFIXES = {
+    **dict.fromkeys(("pods", "secrets", "events"), "/api/v1"),
+    "inferencepools": "/apis/inference.networking.k8s.io/v1",
+}
+
 _addresses = (f"127.41.{high}.{low}" for high, low in itertools.product(range(256), range(1, 255)))
 
 
@@ -55,6 +61,61 @@ def install_custom_resources(control_plane: ControlPlane) -> None:
     for plural in ("tenants", "applications", "servingpools"):
         path = f"/apis/fairserve.dev/v1alpha1/{plural}"
         poll(lambda path=path: control_plane.request("GET", path), DEADLINE_S, path)  # type: ignore[misc]
+
+
+#: InferencePools of the Gateway API inference extension, as far as anybody here looks at them.
+INFERENCE_POOL_DEFINITION: dict[str, Any] = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {
+        "name": "inferencepools.inference.networking.k8s.io",
+        # Groups under k8s.io are protected.
+        "annotations": {"api-approved.kubernetes.io": "unapproved, a test"},
+    },
+    "spec": {
+        "group": "inference.networking.k8s.io",
+        "scope": "Namespaced",
+        "names": {"kind": "InferencePool", "plural": "inferencepools", "singular": "inferencepool"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "schema": {
+                    "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+                },
+            }
+        ],
+    },
+}
+
+
+def inference_pool(name: str, **labels: str) -> dict[str, Any]:
+    """An InferencePool that selects these labels, for the sidecars' port."""
+    return {
+        "apiVersion": "inference.networking.k8s.io/v1",
+        "kind": "InferencePool",
+        "metadata": {"name": name},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "targetPorts": [{"number": 8000}],
+            "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
+        },
+    }
+
+
+def install_inference_pools(control_plane: ControlPlane) -> None:
+    """Apply the definition and wait until objects can be made."""
+    control_plane.kubectl("apply", "-f", "-", stdin=json.dumps(INFERENCE_POOL_DEFINITION))
+    path = "/apis/inference.networking.k8s.io/v1/inferencepools"
+
+    def served() -> dict[str, Any] | None:
+        try:
+            return control_plane.request("GET", path)
+        except urllib.error.HTTPError:
+            return None
+
+    until(served, path)
 
 
 def until(condition: Callable[[], T | None], what: str) -> T:
@@ -166,5 +227,5 @@ class Place:
 
     def path(self, kind: str, name: str) -> str:
         """The path of an object."""
-        prefix = "/api/v1" if kind in ("pods", "secrets", "events") else "/apis/fairserve.dev/v1alpha1"
+        prefix = _PREFIXES.get(kind, "/apis/fairserve.dev/v1alpha1")
         return f"{prefix}/namespaces/{self.namespace}/{kind}/{name}"

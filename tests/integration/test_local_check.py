@@ -47,6 +47,14 @@ def test_a_missing_secret_is_refused_by_condition(folder):
     assert "team-a-key" in output
 
 
+def test_what_should_be_known_of_an_accepted_object_is_told(folder):
+    tenants = folder / "tenants.yaml"
+    tenants.write_text(tenants.read_text().replace("weight: 3", "weight: 3\n  stopPolicy: Hold"))
+    status, output = check(folder)
+    assert status == 0
+    assert "spec.stopPolicy: Hold: the tenant begins no new interactions" in output
+
+
 def test_an_unknown_pool_is_refused(folder):
     status, output = check(folder, "--pool", "x")
     assert status == 1

@@ -129,7 +129,7 @@ async def test_shares_follow_weights_and_a_live_edit(up):
     assert (summary.failed_calls, summary.refused, summary.cut) == (0, 0, 0)
 
 
-def test_an_openai_client_works_and_wrong_keys_do_not(up):
+def test_an_openai_client_works_and_wrong_keys_and_held_tenants_do_not(up):
     with openai.OpenAI(base_url=f"{up.url}/v1", api_key=KEY_A, max_retries=0) as client:
         (model,) = client.models.list().data
         answer = client.chat.completions.create(
@@ -142,6 +142,16 @@ def test_an_openai_client_works_and_wrong_keys_do_not(up):
     ):
         client.chat.completions.create(model=model.id, messages=[{"role": "user", "content": "hi"}])
     assert KEY_A not in up.log
+
+    edit(up.folder / "tenants.yaml", "weight: 3", "weight: 3\n  stopPolicy: Hold")
+    up.said("generation 2: Tenant team-a stopPolicy unset → Hold, live in")
+    with (
+        openai.OpenAI(base_url=f"{up.url}/v1", api_key=KEY_A, max_retries=2) as client,
+        pytest.raises(openai.PermissionDeniedError, match="Tenant team-a is on hold"),
+    ):
+        client.chat.completions.create(model=model.id, messages=[{"role": "user", "content": "hi"}])
+    refused = {tenant["name"]: tenant["refused"] for tenant in up.state()["tenants"]}
+    assert refused["team-a"] == 1, "the SDK did not try again"
 
 
 def test_a_bad_edit_is_named_and_leaves_the_old_in_force(up):

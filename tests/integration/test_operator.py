@@ -84,6 +84,20 @@ def test_changed_weight_is_acknowledged_and_touches_no_other_tenant(served: Plac
     assert served.get("tenants", "team-b")["status"]["conditions"] == untouched
 
 
+def test_a_held_tenant_is_held_on_every_pod(served: Place) -> None:
+    sidecar = served.pod("a")
+    served.until_condition("tenants", "team-a", "Ready", "True")
+    served.patch("tenants", "team-a", {"stopPolicy": "Hold"})
+    served.until_condition("tenants", "team-a", "Held", "True")
+    served.until_condition("tenants", "team-a", "Ready", "True")
+    assert {tenant.name: tenant.held for tenant in sidecar.config.tenants} == {
+        "team-a": True,
+        "team-b": False,
+    }
+    served.patch("tenants", "team-a", {"stopPolicy": "None"})
+    until(lambda: not served.condition("tenants", "team-a", "Held"), "the end of the hold")
+
+
 @pytest.mark.parametrize(
     ("spec", "words"), [({"weight": 0}, "weight"), ({"wieght": 2}, "wieght")], ids=["zero", "unknown"]
 )

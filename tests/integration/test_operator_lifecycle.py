@@ -16,7 +16,9 @@ from tests.integration.operating import (
     DEADLINE_S,
     PYTHONPATH,
     Place,
+    inference_pool,
     install_custom_resources,
+    install_inference_pools,
     operator_process,
     two_teams,
     until,
@@ -110,7 +112,12 @@ def test_needs_no_more_rights_than_its_role_gives(place: Place, tmp_path: Path, 
     scope = () if everywhere else ("-n", home)
     place.control_plane.kubectl("apply", *scope, "-f", REPOSITORY / "examples" / "operator" / rights)
     kubeconfig = place.control_plane.service_account_kubeconfig(home, "fairserve-operator")
-    place.apply(two_teams())
+    install_inference_pools(place.control_plane)
+    manifests = two_teams()
+    (pool,) = (each for each in manifests if each["kind"] == "ServingPool")
+    labels = pool["spec"].pop("selector")["matchLabels"]
+    pool["spec"]["poolRef"] = {"name": "vllm"}
+    place.apply([inference_pool("vllm", **labels), *manifests])
     sidecar = place.pod("a")
     with operator_process(kubeconfig, tmp_path / "log", "--verbose", *options) as operator:
         place.until_condition("tenants", "team-a", "Ready", "True")

@@ -6,14 +6,16 @@ import random
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fairserve.config import INTERACTION_SOURCES, SchedulerConfig, key_digest
 from fairserve.sidecar.identity import IdentityTable
 from fairserve_operator.decide.compilation import Compiled, compile_pool, needs
 from fairserve_operator.decide.conditions import CONFLICTED
+from fairserve_operator.decide.inference_pools import InferencePool
 from fairserve_operator.decide.jwks import CLUSTER, KeySet, KeySource, KeysProblem
+from fairserve_operator.decide.limits import NEVER_BINDS
 from fairserve_operator.decide.resources import Resource, SecretProblem, SecretRef
 from tests.unit.operator.builders import (
     CLUSTER_ISSUER,
@@ -66,8 +68,9 @@ well_formed = st.fixed_dictionaries(
     optional={
         "weight": st.floats(0.01, 100.0),
         "queue": st.sampled_from([{}, {"maxWait": "1m"}, {"maxBytes": "1Mi", "maxBytesPerUser": "1Ki"}]),
-        "interactionLimits": st.fixed_dictionaries({}, optional={"perUser": limits}),
+        "interactionLimits": st.fixed_dictionaries({"perUser": limits}),
         "prefixCacheGroup": st.sampled_from(["g", "h"]),
+        "stopPolicy": st.sampled_from(["None", "Hold"]),
     },
 )
 well_formed_application = st.fixed_dictionaries(
@@ -79,7 +82,9 @@ well_formed_application = st.fixed_dictionaries(
     },
     optional={
         "weight": st.floats(0.01, 100.0),
-        "interactionLimits": st.fixed_dictionaries({}, optional={"total": limits}),
+        "interactionLimits": st.one_of(
+            [st.fixed_dictionaries({}, optional={kind: limits}) for kind in ("perUser", "perTenant", "total")]
+        ),
         "interaction": st.fixed_dictionaries(
             {}, optional={"idSources": st.lists(st.sampled_from(INTERACTION_SOURCES), unique=True)}
         ),
@@ -96,7 +101,7 @@ ill_formed = st.sampled_from(
     ]
 )
 well_formed_pool = st.fixed_dictionaries(
-    {"selector": st.sampled_from([{"matchLabels": {"app": value}} for value in "xyz"])},
+    {},
     optional={
         "scheduler": st.sampled_from([{"policy": "VTC"}, {"normalisation": 0.5}]),
         "trustedProxies": st.sampled_from([["10.0.0.0/8", "10.0.0.0/8"], ["::/0"]]),
@@ -109,6 +114,11 @@ well_formed_pool = st.fixed_dictionaries(
         "serviceAccountAudience": st.sampled_from(["fairserve", "llm"]),
     },
 )
+selections = mostly(
+    st.sampled_from([{"selector": {"matchLabels": {"app": value}}} for value in "xyz"]),
+    st.sampled_from([{"selector": None, "poolRef": {"name": name}} for name in ("by-x", "gone")]),
+)
+INFERENCE_POOLS = {"by-x": InferencePool({"app": "x"}, frozenset({8000}))}
 ill_formed_pool = st.sampled_from([{"selector": {}}, {"selector": {"matchLabels": {"app": "x"}}, "no": 1}])
 KEYS: dict[KeySource, KeySet] = {
     JWKS_URI: key_set("k1", "k2"),
@@ -130,7 +140,14 @@ class Namespace:
 
     def compile(self, which: int = 0) -> Compiled:
         return compile_pool(
-            self.pools[which], self.pools, self.tenants, self.applications, self.digests, self.keys, SALT
+            self.pools[which],
+            self.pools,
+            self.tenants,
+            self.applications,
+            self.digests,
+            self.keys,
+            SALT,
+            INFERENCE_POOLS,
         )
 
     def joined_by(self, one: Resource) -> Namespace:
@@ -148,7 +165,11 @@ def namespaces(draw: st.DrawFn) -> Namespace:
     specs = [draw(mostly(well_formed, ill_formed)) for _ in range(draw(st.integers(0, 6)))]
     return Namespace(
         pools=tuple(
-            pool(f"p{i}", created=draw(times), **draw(mostly(well_formed_pool, ill_formed_pool)))
+            pool(
+                f"p{i}",
+                created=draw(times),
+                **{**draw(selections), **draw(mostly(well_formed_pool, ill_formed_pool))},
+            )
             for i in range(draw(st.integers(1, 3)))
         ),
         tenants=tuple(tenant(f"t{i}", created=draw(times), **spec) for i, spec in enumerate(specs)),
@@ -219,7 +240,7 @@ claimants = well_formed.map(lambda spec: tenant("zz", created="2030-01-01T00:00:
 @given(namespaces(), claimants)
 def test_a_younger_object_takes_nothing_from_anybody(namespace: Namespace, younger: Resource) -> None:
     """It changes its own conditions, and tells those whose things it claims; they keep them."""
-    before, after = namespace.compile(), namespace.joined_by(younger).compile()
+    before, after = unnoted(namespace.compile()), unnoted(namespace.joined_by(younger).compile())
     told = {key for key, cs in after.conditions.items() if cs != before.conditions.get(key)}
     assert {key for key in told if key.kind != "Tenant"} == set()
     for key in told - {younger.key}:
@@ -232,6 +253,22 @@ def test_a_younger_object_takes_nothing_from_anybody(namespace: Namespace, young
     if before.config is not None:
         assert after.config is not None
         assert without(after.config, "zz") == without(before.config, "zz")
+
+
+def unnoted(result: Compiled) -> Compiled:
+    """The same without notes of limits that never bind: whoever joins may make them bind."""
+    return replace(
+        result,
+        conditions={
+            key: tuple(
+                replace(c, reason="Accepted", message="the spec is well formed")
+                if c.reason == NEVER_BINDS
+                else c
+                for c in conditions
+            )
+            for key, conditions in result.conditions.items()
+        },
+    )
 
 
 def without(config: SchedulerConfig, name: str) -> dict[str, Any]:
@@ -265,6 +302,7 @@ anything = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # The first text takes a second to be ready for.
 @given(
     namespaces(), st.dictionaries(words, anything, max_size=4), st.sampled_from([tenant, application, pool])
 )
@@ -330,7 +368,8 @@ def test_tokens_are_read_as_every_tenant_that_is_known_by_them_said(namespace: N
 @given(namespaces())
 def test_no_two_compiled_pools_select_the_same_pods(namespace: Namespace) -> None:
     results = [namespace.compile(i) for i in range(len(namespace.pools))]
-    labels = [tuple(r.spec.selector.match_labels.items()) for r in results if r.spec is not None]
+    found = [r.selection.labels for r in results if r.selection is not None]
+    labels = [tuple(each.items()) for each in found if each is not None]
     assert len(labels) == len(set(labels))
 
 

@@ -1,6 +1,7 @@
 """What clients are promised: who is admitted is not cut, and who waits as long as told is let in."""
 
 import random
+from dataclasses import replace
 from types import MappingProxyType
 
 from hypothesis import example, given, settings
@@ -14,6 +15,7 @@ from fairserve.core import (
     Outcome,
     Profile,
     Queued,
+    RefusalReason,
     Refused,
     Scheduler,
     Settings,
@@ -60,6 +62,7 @@ ONE_EACH = Settings(
     tenants=MappingProxyType({"a": TenantSettings("a", per_user=Limit(1, 10.0))}),
     applications=MappingProxyType({"chat": ApplicationSettings("chat", Profile(100.0, 50.0))}),
 )
+HELD, NOT_HELD = TenantSettings("a", held=True), TenantSettings("a")
 TWO_IN_A_ROW = [(0.0, "a", "u", None), (1.0, "a", "u", None)]
 
 
@@ -111,6 +114,45 @@ def test_an_admitted_interaction_is_never_refused(chosen, start, arrivals):
             book[key] = now, now, 1
         if isinstance(decision, Queued):
             scheduler.finish(scheduler.dispatch(now).call_id, Usage(100, 50), Outcome.COMPLETED, now)
+
+
+@settings(max_examples=100, deadline=None)
+@given(chosen=policies(), arrivals=arrivals, held_after=st.integers(0, 60), armed=st.booleans())
+@example(
+    chosen=ONE_EACH,
+    arrivals=[(0.0, "a", "u", "i"), (1.0, "a", "u", "i"), (0.0, "a", "u", None)],
+    held_after=1,
+    armed=False,
+)
+def test_a_hold_refuses_all_beginnings_and_no_continuation(chosen, arrivals, held_after, armed):
+    """Beside it runs a scheduler without the hold, given only what it lets through: that is the oracle."""
+    held = replace(chosen, tenants=MappingProxyType({**chosen.tenants, "a": HELD}))
+    scheduler, free = Scheduler(chosen, random.Random(0)), Scheduler(chosen, random.Random(0))
+    scheduler.set_armed(armed)
+    free.set_armed(armed)
+    now = 0.0
+    for call_id, (gap_s, tenant, user, interaction) in enumerate(arrivals):
+        now += gap_s
+        if call_id == held_after:
+            scheduler.configure(held)
+            free.configure(replace(held, tenants=MappingProxyType({**held.tenants, "a": NOT_HELD})))
+        call = Call(call_id, tenant, user, "chat", 100, interaction=interaction)
+        decision = scheduler.enqueue(call, now)
+        if isinstance(decision, Refused) and decision.refusal.reason is RefusalReason.TENANT_HELD:
+            assert tenant == "a"
+            assert call_id >= held_after
+            asked = Scheduler(free.settings, random.Random(0))
+            asked.restore(free.snapshot(now), now)
+            would_be = asked.enqueue(call, now)
+            assert isinstance(would_be, Refused) or would_be.begins_interaction
+            continue
+        assert decision == free.enqueue(call, now)
+        if isinstance(decision, Queued):
+            assert tenant != "a" or call_id < held_after or not decision.begins_interaction
+            assert scheduler.dispatch(now) == free.dispatch(now)
+            for each in (scheduler, free):
+                each.finish(call_id, Usage(100, 50), Outcome.COMPLETED, now)
+    scheduler.check()
 
 
 @settings(max_examples=50, deadline=None)

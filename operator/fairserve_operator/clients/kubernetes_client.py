@@ -87,6 +87,7 @@ SERVING_POOL = Kind("ServingPool", "fairserve.dev/v1alpha1", "servingpools")
 POD = Kind("Pod", "v1", "pods")
 SECRET = Kind("Secret", "v1", "secrets")
 EVENT = Kind("Event", "v1", "events")
+INFERENCE_POOL = Kind("InferencePool", "inference.networking.k8s.io/v1", "inferencepools")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
 KINDS: Mapping[str, Kind] = {
     kind.name: kind for kind in (TENANT, APPLICATION, SERVING_POOL, POD, SECRET, EVENT)
@@ -218,6 +219,22 @@ class KubernetesClient:
         what = f"Lease {namespace}/{name}"
         body = await self._call_lease("PUT" if replaces else "POST", path, what, manifest, timeout_s)
         return Written(body["metadata"]["resourceVersion"], body)
+
+    async def inference_pools(self, namespace: str | None) -> list[Mapping[str, Any]]:
+        """All InferencePools of a namespace or, for None, of the cluster; whole, since there are few.
+
+        Raises NotFoundError where the kind is not installed.
+        """
+        items: list[Mapping[str, Any]] = []
+        query = {"limit": str(_PAGE)}
+        what = "list of inferencepools" + (f" in {namespace}" if namespace else "")
+        while True:
+            page = await self._call("GET", INFERENCE_POOL.path(namespace), what, query=query)
+            items += page.get("items") or ()
+            token = page["metadata"].get("continue")
+            if not token:
+                return items
+            query = query | {"continue": token}
 
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         """Who exists; only their metadata travels. `namespace` None means all."""

@@ -8,9 +8,10 @@ Accepted=False means that the object is left out whole; ResolvedRefs=False that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 from fairserve.config import (
     ApiKeyConfig,
@@ -30,9 +31,11 @@ from fairserve_operator.decide.claims import (
     resolve,
     secret_ref,
 )
-from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS, Condition
+from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, HELD, RESOLVED_REFS, Condition
+from fairserve_operator.decide.inference_pools import InferencePools, Selection, select
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
+from fairserve_operator.decide.limits import NEVER_BINDS, never_binding
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
@@ -57,6 +60,8 @@ class Compiled:
     conditions: Mapping[ObjectKey, tuple[Condition, ...]]
     observed: Mapping[ObjectKey, int]
     parts: Mapping[ObjectKey, str]
+    #: Which Pods it means; None where the pool is refused.
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ class _Namespace:
     tenants: list[Parsed[TenantSpec]]
     applications: list[Parsed[ApplicationSpec]]
     claims: Claims
+    #: What objects are told of limits that never bind.
+    idle_limits: Mapping[ObjectKey, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +116,28 @@ def compile_pool(
     digests: Digests,
     keys: Keys,
     salt: str,
+    inference_pools: InferencePools = MappingProxyType({}),
 ) -> Compiled:
     """Compile one pool. Objects of other namespaces are not looked at.
 
     `pools` are the namespace's pools (this one among them or not). `digests` maps each of `needs().secrets`
     to `fairserve.config.key_digest(salt, key)` or to why there is none; a ref that is absent is a missing
     Secret. `keys` maps each of `needs().keys` to what `jwks.read_jwks` made of it, or to why it has none.
-    `salt` is hex, at least 32 digits, and stays the same over a pool's life.
+    `salt` is hex, at least 32 digits, and stays the same over a pool's life. `inference_pools` are those of
+    the namespace: only pools with a `poolRef` need any.
     """
-    namespace = _judge(pool.key.namespace, tenants, applications, digests, keys)
     rivals = [other for other in pools if other.key != pool.key]
     parsed = [parse(p, ServingPoolSpec) for p in oldest_first([*rivals, pool], pool.key.namespace)]
-    conflicts = selector_conflicts(parsed)
+    namespace = _judge(pool.key.namespace, tenants, applications, digests, keys, parsed)
+    conflicts = selector_conflicts(parsed, inference_pools)
     conditions = _namespace_conditions(namespace)
-    conditions |= {p.resource.key: _pool_conditions(p, conflicts, digests) for p in parsed}
+    conditions |= {
+        p.resource.key: _noted(
+            _pool_conditions(p, conflicts, digests, inference_pools),
+            namespace.idle_limits.get(p.resource.key),
+        )
+        for p in parsed
+    }
     resources = [p.resource for p in namespace.tenants]
     resources += [p.resource for p in namespace.applications] + [p.resource for p in parsed]
     observed = {resource.key: resource.generation for resource in resources}
@@ -154,6 +169,7 @@ def compile_pool(
         overload=overload_plan(pool.key.namespace, pool.key.name, spec),
         conditions=conditions,
         observed=observed,
+        selection=select(pool.key, spec, inference_pools),
         parts={
             **{
                 p.resource.key: _tenant_part(
@@ -192,6 +208,7 @@ def _judge(
     applications: Iterable[Resource],
     digests: Digests,
     keys: Keys,
+    pools: Sequence[Parsed[ServingPoolSpec]] = (),
 ) -> _Namespace:
     parsed_tenants = [parse(t, TenantSpec) for t in oldest_first(tenants, namespace)]
     parsed_applications = [parse(a, ApplicationSpec) for a in oldest_first(applications, namespace)]
@@ -201,17 +218,42 @@ def _judge(
         digests,
         keys,
     )
-    return _Namespace(parsed_tenants, parsed_applications, claims)
+    idle_limits = never_binding(parsed_tenants, pools, parsed_applications)
+    return _Namespace(parsed_tenants, parsed_applications, claims, idle_limits)
 
 
 def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condition, ...]]:
-    return {
+    found: dict[ObjectKey, tuple[Condition, ...]] = {
         **{p.resource.key: _tenant_conditions(p, namespace.claims) for p in namespace.tenants},
         **{p.resource.key: _own_conditions(p) for p in namespace.applications},
     }
+    for key, notes in namespace.idle_limits.items():
+        if key in found:
+            found[key] = _noted(found[key], notes)
+    return found
+
+
+def _noted(conditions: tuple[Condition, ...], notes: Sequence[str] | None) -> tuple[Condition, ...]:
+    """The conditions of an object that is accepted, and has a limit that never binds or keeps one from it."""
+    accepted, *others = conditions
+    if not notes or accepted.status != "True":
+        return conditions
+    generation = accepted.observed_generation
+    return Condition(ACCEPTED, "True", NEVER_BINDS, joined(notes), generation), *others
 
 
 def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
+    conditions = _claim_conditions(tenant, claims)
+    if tenant.spec is None or tenant.spec.stop_policy == "None":
+        return conditions
+    message = (
+        "spec.stopPolicy: Hold: the tenant begins no new interactions where this is programmed; those that "
+        "it has begun go on"
+    )
+    return *conditions, Condition(HELD, "True", "StopPolicy", message, tenant.resource.generation)
+
+
+def _claim_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
     key, generation = tenant.resource.key, tenant.resource.generation
     own = accepted, resolved = _own_conditions(tenant)
     if problems := claims.problems.get(key):
@@ -227,7 +269,10 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
 
 
 def _pool_conditions(
-    pool: Parsed[ServingPoolSpec], conflicts: SelectorConflicts, digests: Digests
+    pool: Parsed[ServingPoolSpec],
+    conflicts: SelectorConflicts,
+    digests: Digests,
+    inference_pools: InferencePools,
 ) -> tuple[Condition, ...]:
     key, generation = pool.resource.key, pool.resource.generation
     if key in conflicts.lost:
@@ -235,11 +280,16 @@ def _pool_conditions(
         mine = _own_conditions(refused, reason="SelectorConflict")
     else:
         mine = _own_conditions(pool)
+        selection = select(key, pool.spec, inference_pools) if pool.spec else None
         _, problems = hop_tokens(pool.resource, pool.spec, digests) if pool.spec else ((), [])
         problems += _prometheus_problems(pool, digests)
+        if selection is not None and selection.problem is not None:
+            problems.insert(0, selection.problem)
         if problems:
             message = joined([problem.message for problem in problems])
             mine = mine[0], Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
+        elif selection is not None and (note := selection.note) is not None:
+            mine = mine[0], Condition(RESOLVED_REFS, "True", note.reason, note.message, generation)
     if messages := conflicts.messages.get(key):
         return *mine, _conflicted("SelectorConflict", messages, generation)
     return mine

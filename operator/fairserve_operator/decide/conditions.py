@@ -13,9 +13,10 @@ PROGRAMMED = "Programmed"  #: every pod of every pool runs a configuration with 
 READY = "Ready"  #: all of the above
 OVERLOADED = "Overloaded"  #: OIT is armed for the pool
 CONFLICTED = "Conflicted"  #: another object claims the same; present on both, and only while it lasts
+HELD = "Held"  #: its spec.stopPolicy lets the Tenant begin nothing; present only while it does
 
 #: In the order in which they come true, which is the order in `.status.conditions`.
-ORDER = (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, OVERLOADED, CONFLICTED)
+ORDER = (ACCEPTED, RESOLVED_REFS, PROGRAMMED, READY, OVERLOADED, CONFLICTED, HELD)
 
 #: In characters.
 LONGEST_MESSAGE = 32768

@@ -61,7 +61,12 @@ DEFAULT_CONTINUATION_HEAD_START = 1.0
 def tenant_config(name: str, spec: TenantSpec, salt: str) -> TenantConfig:
     """A Tenant without its identities. `salt` is the document's."""
     return _tenant(
-        name, spec.weight, spec.interaction_limits, spec.queue, _cache_salt(salt, spec.prefix_cache_group)
+        name,
+        spec.weight,
+        spec.interaction_limits,
+        spec.queue,
+        _cache_salt(salt, spec.prefix_cache_group),
+        held=spec.stop_policy == "Hold",
     )
 
 
@@ -193,6 +198,8 @@ def _tenant(
     limits: TenantInteractionLimits | None,
     queue: Queue | None,
     cache_salt: str | None,
+    *,
+    held: bool = False,
 ) -> TenantConfig:
     bounds = queue or Queue()
     return TenantConfig(
@@ -208,6 +215,7 @@ def _tenant(
         else None,
         max_wait_s=duration_s(bounds.max_wait or DEFAULT_MAX_WAIT),
         cache_salt=cache_salt,
+        held=held,
     )
 
 

@@ -16,6 +16,7 @@ from fairserve_operator.api.v1alpha1 import ApplicationSpec, TenantSpec
 from fairserve_operator.decide.compilation import Compiled
 from fairserve_operator.decide.conditions import (
     ACCEPTED,
+    CONFLICTED,
     OVERLOADED,
     PROGRAMMED,
     READY,
@@ -25,7 +26,11 @@ from fairserve_operator.decide.conditions import (
     rfc3339,
 )
 from fairserve_operator.decide.resources import Resource
-from fairserve_operator.decide.specs import parse
+from fairserve_operator.decide.selectors import ALONE, Overlap
+from fairserve_operator.decide.specs import joined, parse
+
+#: Why a pool is in conflict.
+_SHARED = "SelectorConflict"
 
 #: How many pods a ServingPool's status names; the rest is only counted.
 NAMED_PODS = 10
@@ -131,16 +136,17 @@ def pool_status(
     verdict: Verdict | None,
     previous: Mapping[str, Any] | None,
     now: str,
+    overlap: Overlap = ALONE,
     unstored: str = "",
 ) -> dict[str, Any]:
     """Status of a ServingPool.
 
     `generation` is the configuration's (the last good one's where the pool is refused, 0 if there never was
     one). `verdict` is the last one of its OverloadMachine, whose clock must be Unix time (`since` becomes a
-    timestamp); None before the first. `unstored` says why the Secret that its Pods boot from is not what it
-    should be.
+    timestamp); None before the first. `overlap` is about pods that another pool selects as well, `unstored`
+    says why the Secret that its Pods boot from is not what it should be.
     """
-    conditions = compiled.conditions[pool.key]
+    conditions = _contested(compiled.conditions[pool.key], overlap, pool.generation)
     programmed = _programmed(conditions, [(delivery, generation)], pool.generation)
     if unstored and (programmed.status == "True" or generation == 0):
         words = f"Pods that start now would get an older configuration or none: {unstored}"
@@ -249,6 +255,19 @@ def _behind(ack: PodAck) -> dict[str, Any]:
     if ack.last_ack_time is not None:
         entry["lastAckTime"] = ack.last_ack_time
     return entry
+
+
+def _contested(conditions: Sequence[Condition], overlap: Overlap, observed: int) -> tuple[Condition, ...]:
+    """The conditions of a pool that shares pods: Conflicted, and ResolvedRefs=False where it lacks some."""
+    told = {condition.type: condition for condition in conditions}
+    if messages := (*overlap.losses, *overlap.gains):
+        known = told.get(CONFLICTED)
+        text = joined([known.message, *messages] if known else messages)
+        told[CONFLICTED] = Condition(CONFLICTED, "True", _SHARED, text, observed)
+    resolved = told[RESOLVED_REFS]
+    if overlap.losses and resolved.status == "True":
+        told[RESOLVED_REFS] = Condition(RESOLVED_REFS, "False", _SHARED, joined(overlap.losses), observed)
+    return tuple(told.values())
 
 
 def _overloaded(compiled: Compiled, verdict: Verdict | None, observed: int) -> Condition:

@@ -48,6 +48,10 @@ class Cluster(Protocol):
         """Record an Event."""
         ...
 
+    async def inference_pools(self, namespace: str | None) -> Sequence[Mapping[str, Any]]:
+        """All InferencePools of a namespace or, for None, of the cluster."""
+        ...
+
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         """Who exists of a kind; `namespace` None means everywhere."""
         ...

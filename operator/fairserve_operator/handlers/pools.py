@@ -24,6 +24,7 @@ from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
+from fairserve_operator.decide.inference_pools import InferencePools, Selection
 from fairserve_operator.decide.issuers import issuers_keys
 from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
 from fairserve_operator.decide.resources import (
@@ -33,12 +34,14 @@ from fairserve_operator.decide.resources import (
     SecretRef,
     can_be_sent,
 )
+from fairserve_operator.decide.selectors import Overlap
 from fairserve_operator.decide.signals import OverloadPlan
 from fairserve_operator.decide.status import Delivery, pool_status
 from fairserve_operator.errors import ApiServerError, ConflictError, ContestedError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
 from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
+from fairserve_operator.handlers.inference_pools import Sightings
 from fairserve_operator.handlers.keys import Keyring
 from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch
@@ -74,6 +77,7 @@ class World:
     rng: random.Random
     pace: Pace = field(default_factory=Pace)
     keyring: Keyring = field(default_factory=Keyring)
+    inference_pools: Sightings = field(default_factory=Sightings)
     measures: Measures = field(default_factory=Measures)
 
 
@@ -86,14 +90,15 @@ class Gathered:
     tenants: tuple[Resource, ...]
     applications: tuple[Resource, ...]
     needs: Needs
+    inference_pools: InferencePools
 
 
 class Pool:
     """Acts for one ServingPool.
 
     `changed` is called when there is something to publish, `outdated` when a sidecar runs a generation that
-    ours must exceed, `surveyed` when `report` is new. `resource` and `compiled` are what the sidecars are
-    aimed at, not what comes next.
+    ours must exceed, `surveyed` when `report` is new. `overlap` tells what it shares with others. `resource`
+    and `compiled` are what the sidecars are aimed at, not what comes next.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class Pool:
         changed: Callable[[], None],
         outdated: Callable[[], None],
         surveyed: Callable[[], None],
+        overlap: Callable[[ObjectKey], Overlap],
         boot: Boot | None = None,
     ) -> None:
         self.resource = resource
@@ -131,6 +137,9 @@ class Pool:
         self._rendering: Rendering | None = None  #: of the candidate; None where that is refused
         self._entries: dict[ObjectKey, Entry] = {}
         self._spec: ServingPoolSpec | None = None  #: the last good one: a refused pool goes on with it
+        #: Which Pods it has; the last that could be told: who can't be found takes no Pods away.
+        self.selection: Selection | None = None
+        self._overlap = overlap
         self._generation = 0
         self._unstored = ""  #: why the boot Secret is not what it should be
         self._failures = 0  #: to write it, in a row
@@ -225,6 +234,7 @@ class Pool:
             verdict,
             previous,
             now,
+            overlap=self._overlap(self.resource.key),
             unstored=self._unstored,
         )
 
@@ -249,6 +259,9 @@ class Pool:
         """Whether every sidecar was asked what it does and given its document once, and the overload
         signals were read once.
         """
+        selection = None if self.compiled is None else self.compiled.selection
+        if selection is not None and selection.pending:
+            return False
         evaluated = self._watch is None or self._watch.verdict is not None
         surveyed = self._surveying is None or self._survey.begun
         return evaluated and surveyed and self.delivery.settled
@@ -288,7 +301,14 @@ class Pool:
         self, resource: Resource, gathered: Gathered, found: FoundDigests, keys: Keys, salt: str
     ) -> tuple[Compiled, Rendering | None]:
         compiled = compile_pool(
-            resource, gathered.pools, gathered.tenants, gathered.applications, found, keys, salt
+            resource,
+            gathered.pools,
+            gathered.tenants,
+            gathered.applications,
+            found,
+            keys,
+            salt,
+            gathered.inference_pools,
         )
         return compiled, None if compiled.config is None else self._renderer.render(compiled.config)
 
@@ -320,6 +340,8 @@ class Pool:
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
+        if compiled.selection is not None and compiled.selection.labels is not None:
+            self.selection = compiled.selection
         self.revision += 1
         self._to_store = document
         self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
@@ -355,10 +377,14 @@ class Pool:
 
     async def _follow_pods(self) -> None:
         if self._spec is not None:
-            await self.delivery.follow(self._pods(self._spec))
+            await self.delivery.follow(self._pods())
 
-    def _pods(self, spec: ServingPoolSpec) -> tuple[Pod, ...]:
-        return self._world.store.pods(self.resource.key.namespace, spec.selector.match_labels)
+    def _pods(self) -> tuple[Pod, ...]:
+        if self.selection is None or self.selection.labels is None:
+            return ()
+        lost = self._overlap(self.resource.key).lost
+        pods = self._world.store.pods(self.resource.key.namespace, self.selection.labels)
+        return tuple(pod for pod in pods if pod.name not in lost) if lost else pods
 
     async def _replan(self, plan: OverloadPlan | None) -> None:
         if plan is None or plan.prometheus_url is None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
+from fairserve_operator.api.v1alpha1 import ServingPoolSpec
 from fairserve_operator.decide.activity import (
     ACTIVITY,
     Report,
@@ -19,6 +20,8 @@ from fairserve_operator.decide.activity import (
 from fairserve_operator.decide.compilation import examine, needs
 from fairserve_operator.decide.conditions import Condition, rfc3339
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey, Resource
+from fairserve_operator.decide.selectors import ALONE, Claim, Overlap, claims, overlaps
+from fairserve_operator.decide.specs import oldest_first, parse
 from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.measures import PoolView
@@ -90,6 +93,8 @@ class Namespace:
         self._boots: dict[ObjectKey, Boot] = {}
         self._digests = Digests(world.store)
         self._gathered: Gathered | None = None
+        #: What the pools select, in the order in which they win.
+        self._claims: tuple[Claim, ...] = ()
         self._conditions: Mapping[ObjectKey, tuple[Condition, ...]] = {}
         self.refreshed = 0  #: how many the last `refreshes` yielded
         #: Objects of which only the Pods or their work have changed.
@@ -124,6 +129,7 @@ class Namespace:
         for gone in self._pools.keys() - {resource.key for resource in gathered.pools}:
             await self._close(self._pools.pop(gone))
             self._surveyed()
+        self._claims = self._claimed(gathered)
         done = await asyncio.gather(
             *(act(pool, resource, gathered) for pool, resource in zip(pools, gathered.pools, strict=True))
         )
@@ -310,6 +316,8 @@ class Namespace:
             return self._gathered
         tenants, pools = store.objects(self._name, TENANT), store.objects(self._name, SERVING_POOL)
         wanted = needs(tenants, pools)
+        named = any(spec and spec.pool_ref for spec in (parse(p, ServingPoolSpec).spec for p in pools))
+        self._world.inference_pools.want(self._name, named)
         self._world.keyring.want(self._name, {each for each in wanted.keys if isinstance(each, str)})
         return Gathered(
             revision=revision,
@@ -317,7 +325,20 @@ class Namespace:
             tenants=tenants,
             applications=store.objects(self._name, APPLICATION),
             needs=wanted,
+            inference_pools=self._world.inference_pools.of(self._name),
         )
+
+    def _claimed(self, gathered: Gathered) -> tuple[Claim, ...]:
+        parsed = [parse(pool, ServingPoolSpec) for pool in oldest_first(gathered.pools, self._name)]
+        in_force = {key: pool.selection for key, pool in self._pools.items() if pool.selection is not None}
+        return claims(parsed, gathered.inference_pools, in_force)
+
+    def _overlap(self, key: ObjectKey) -> Overlap:
+        """What a pool shares with others, of the Pods that there are now."""
+        found = overlaps(
+            self._claims, lambda: ((pod.name, pod.labels) for pod in self._world.store.pods(self._name, {}))
+        )
+        return found.get(key, ALONE)
 
     async def _pool(self, resource: Resource) -> Pool:
         pool = self._pools.get(resource.key)
@@ -326,7 +347,9 @@ class Namespace:
             pool = None
         if pool is None:
             boot = self._boots.pop(resource.key, None)
-            pool = Pool(resource, self._world, self._changed, self._outdated, self._surveyed, boot)
+            pool = Pool(
+                resource, self._world, self._changed, self._outdated, self._surveyed, self._overlap, boot
+            )
             self._pools[resource.key] = pool
         return pool
 

@@ -20,6 +20,7 @@ from fairserve_operator.clients.sidecars import SidecarClient
 from fairserve_operator.errors import AstrayError, OperatorError
 from fairserve_operator.handlers.census import Scope, require_custom_resources
 from fairserve_operator.handlers.delivery import Lanes
+from fairserve_operator.handlers.inference_pools import Lookout
 from fairserve_operator.handlers.keys import KeyRefresh
 from fairserve_operator.handlers.leadership import Leadership
 from fairserve_operator.handlers.loop import Loop
@@ -111,6 +112,7 @@ async def _operate(
         store.touch(namespace)
         loop.mark(namespace)
 
+    lookout = Lookout(world.inference_pools, cluster, scope, learned)
     refresh = KeyRefresh(world.keyring, key_sets, cluster, tasks, world.rng, learned)
 
     async def campaign(candidate: Leadership) -> None:
@@ -119,6 +121,7 @@ async def _operate(
 
     try:
         tasks.start(refresh.run(), "refresh keys")
+        tasks.start(lookout.run(), "look for InferencePools")
         await loop.start()
         if candidate is not None:
             tasks.start(campaign(candidate), "campaign")

@@ -39,6 +39,7 @@ class RefusalReason(StrEnum):
     APPLICATION_LIMIT = "application_interaction_limit"
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
+    TENANT_HELD = "tenant_held"  #: its tenant begins nothing until somebody says otherwise
 
 
 class Outcome(StrEnum):

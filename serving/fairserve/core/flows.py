@@ -280,6 +280,7 @@ class TenantQueue(Member):
         "bytes",
         "bytes_per_token",
         "flows",
+        "held",
         "idle",
         "interactions",
         "max_bytes",
@@ -325,7 +326,7 @@ class TenantQueue(Member):
         """Take settings; what waits keeps the time it may wait."""
         self.settings = settings
         # Copies of what is read for every call: fewer objects to touch.
-        self.weight = settings.weight
+        self.weight, self.held = settings.weight, settings.held
         self.per_user, self.total = settings.per_user, settings.total
         queue = settings.queue
         self.max_requests, self.max_bytes = queue.max_requests, queue.max_bytes

@@ -50,6 +50,7 @@ from fairserve.core.settings import (
 
 _QUEUE_FULL: Final = Refusal(RefusalReason.QUEUE_FULL, retry_after_s=None)
 _QUEUE_TIMEOUT: Final = Refusal(RefusalReason.QUEUE_TIMEOUT, retry_after_s=None)
+_TENANT_HELD: Final = Refusal(RefusalReason.TENANT_HELD, retry_after_s=None)
 _FOREVER: Final = math.inf
 #: A time that is older than the newest by this many seconds at most was read before it was told.
 _LATE_S: Final = 1.0
@@ -155,6 +156,8 @@ class Scheduler:
         identity = call.interaction
         interaction = None if identity is None else self._continued(part, call.application, identity, now)
         begins = interaction is None
+        if begins and tenant.held:
+            return self._refused(call, flow, None, _TENANT_HELD, now)
         limited = self._limits_calls or (begins and self._limits_beginnings)
         refusal = None
         if limited and (self.armed or self._limits_always):

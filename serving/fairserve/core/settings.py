@@ -94,13 +94,15 @@ class TotalBounds:
 
 @dataclass(frozen=True, slots=True)
 class TenantSettings:
-    """A tenant: its share weight ω_t and its interaction limits."""
+    """A tenant: its share weight ω_t, its interaction limits, and whether it may begin anything."""
 
     name: str
     weight: float = 1.0
     per_user: Limit | None = None
     total: Limit | None = None
     queue: QueueBounds = QueueBounds()
+    #: Calls that begin an interaction are refused, overloaded or not, in every throttling mode.
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,8 @@ def _add_conditions(table: Table, objects: Objects, pool: str | None) -> bool:
         bad = [condition for condition in conditions if _is_bad(condition)]
         refused |= bool(bad)
         if not bad:
-            table.add_row(f"{key.kind} {key.name}", objects.place(key), "[green]accepted", "")
+            notes = "; ".join(condition.message for condition in conditions if _is_worth_a_word(condition))
+            table.add_row(f"{key.kind} {key.name}", objects.place(key), "[green]accepted", notes)
         for condition in bad:
             state = f"[red]{condition.type}={condition.status}"
             table.add_row(f"{key.kind} {key.name}", objects.place(key), state, condition.message)
@@ -61,6 +62,11 @@ def _add_conditions(table: Table, objects: Objects, pool: str | None) -> bool:
 
 def _is_bad(condition: Condition) -> bool:
     return condition.status == ("True" if condition.type == CONFLICTED else "False")
+
+
+def _is_worth_a_word(condition: Condition) -> bool:
+    """Whether a good condition says more than that all is well."""
+    return condition.reason not in ("Accepted", "Resolved")
 
 
 def _where(problem: Problem) -> str:

@@ -64,6 +64,7 @@ def compile_folder(
         digests=objects.digests(wanted.secrets, salt),
         keys=objects.keys(wanted.keys),
         salt=salt,
+        inference_pools=objects.inference_pools(namespace),
     )
     return pool, compiled
 

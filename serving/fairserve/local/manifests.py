@@ -18,6 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fairserve_operator.api.v1alpha1 import API_VERSION, ApplicationSpec, ServingPoolSpec, TenantSpec
+from fairserve_operator.decide.inference_pools import GROUP_VERSION, read_inference_pool
+from fairserve_operator.decide.inference_pools import KIND as INFERENCE_POOL
 from fairserve_operator.decide.resources import APPLICATION, SERVING_POOL, TENANT, ObjectKey
 
 SECRET = "Secret"  # noqa: S105  (the kind)
@@ -29,6 +31,8 @@ _SPECS: Mapping[str, type[BaseModel]] = {
     APPLICATION: ApplicationSpec,
     SERVING_POOL: ServingPoolSpec,
 }
+#: Kinds that are not ours, and their versions.
+_FOREIGN: Mapping[object, str] = {SECRET: "v1", INFERENCE_POOL: GROUP_VERSION}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 SEPARATOR = re.compile(r"^---([ \t].*)?$", re.MULTILINE)
 #: What the API server itself adds to metadata, so that the output of `kubectl get -o yaml` can be read.
@@ -182,9 +186,9 @@ class _Document:
             yield self._problem((), "is no object: a manifest has apiVersion, kind and metadata")
             return
         kind, version = document.get("kind"), document.get("apiVersion")
-        expected = "v1" if kind == SECRET else API_VERSION
-        if kind != SECRET and kind not in _SPECS:
-            known = ", ".join((*_SPECS, SECRET))
+        expected = _FOREIGN.get(kind, API_VERSION)
+        if kind not in _FOREIGN and kind not in _SPECS:
+            known = ", ".join((*_SPECS, *map(str, _FOREIGN)))
             yield self._problem(("kind",), f"kind: {kind!r} is not one of {known}")
             return
         metadata = document.get("metadata")
@@ -195,7 +199,12 @@ class _Document:
         if version != expected:
             yield self._problem(("apiVersion",), f"apiVersion: must be {expected}, not {version!r}")
         yield from self._metadata_problems(metadata)
-        yield from self._secret_problems(document) if kind == SECRET else self._spec_problems(document)
+        if kind == SECRET:
+            yield from self._secret_problems(document)
+        elif kind == INFERENCE_POOL:
+            yield from self._inference_pool_problems(document)
+        else:
+            yield from self._spec_problems(document)
 
     def _metadata_problems(self, metadata: object) -> Iterator[Problem]:
         if not isinstance(metadata, dict):
@@ -220,6 +229,13 @@ class _Document:
                 unknown = problem["type"] == "extra_forbidden"
                 message = "unknown field" if unknown else problem["msg"].removeprefix("Value error, ")
                 yield self._problem(path, f"{_dotted(path)}: {message}")
+
+    def _inference_pool_problems(self, document: Mapping[str, Any]) -> Iterator[Problem]:
+        """Of another project's kind only what a `poolRef` needs is looked at."""
+        if not read_inference_pool(document.get("spec")).labels:
+            yield self._problem(
+                ("spec", "selector", "matchLabels"), "spec.selector.matchLabels: must be an object of labels"
+            )
 
     def _secret_problems(self, document: Mapping[str, Any]) -> Iterator[Problem]:
         known = ("apiVersion", "kind", "metadata", "type", "immutable", "data", "stringData")

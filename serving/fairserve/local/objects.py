@@ -13,6 +13,8 @@ from typing import Any
 
 from fairserve.config import key_digest
 from fairserve.local.manifests import SECRET, Manifest, Reading
+from fairserve_operator.decide.inference_pools import KIND as INFERENCE_POOL
+from fairserve_operator.decide.inference_pools import InferencePool, read_inference_pool
 from fairserve_operator.decide.jwks import KeySet, KeySource, KeysProblem, secret_keys
 from fairserve_operator.decide.resources import (
     ObjectKey,
@@ -87,6 +89,11 @@ class Objects:
             for key, stored in self._stored.items()
             if key.kind == kind and namespace in (None, key.namespace)
         )
+
+    def inference_pools(self, namespace: str) -> dict[str, InferencePool]:
+        """The InferencePools of a namespace, by name."""
+        found = self.resources(INFERENCE_POOL, namespace)
+        return {resource.key.name: read_inference_pool(resource.spec) for resource in found}
 
     def place(self, key: ObjectKey) -> str:
         """`file:line` of an object, or nothing if it is unknown."""

@@ -29,8 +29,14 @@ OTHER: Final = "other"
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-_LIMITS: Final = frozenset(
-    {RefusalReason.USER_LIMIT, RefusalReason.TENANT_LIMIT, RefusalReason.APPLICATION_LIMIT}
+#: Reasons for which an interaction did not begin although there was room for it.
+_NOT_BEGUN: Final = frozenset(
+    {
+        RefusalReason.USER_LIMIT,
+        RefusalReason.TENANT_LIMIT,
+        RefusalReason.APPLICATION_LIMIT,
+        RefusalReason.TENANT_HELD,
+    }
 )
 _WAIT_BUCKETS_S: Final[tuple[float, ...]] = (
     0.001,
@@ -161,11 +167,11 @@ class Metrics(Collector):
         return refused
 
     def refused_interactions(self) -> dict[str, float]:
-        """Interactions that a limit refused, by tenant; not those of Shadow."""
+        """Interactions that a limit or a hold refused, by tenant; not those of Shadow."""
         refused: dict[str, float] = {}
         for (tenant, _), counts in self._calls.items():
             for (reason, mode), count in counts.refusals.items():
-                if mode is ThrottlingMode.ENFORCE and reason in _LIMITS:
+                if mode is ThrottlingMode.ENFORCE and reason in _NOT_BEGUN:
                     refused[tenant] = refused.get(tenant, 0.0) + count
         return refused
 

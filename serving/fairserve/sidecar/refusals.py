@@ -1,7 +1,8 @@
 """What a client reads when it is refused, in OpenAI's error shape, or Anthropic's where it speaks that.
 
-429 says that the caller has used up its own limit, 503 that there is no capacity right now, 4xx else that
-the request can't be served as it is. A message names the caller's own limit and never another tenant.
+429 says that the caller has used up its own limit, 503 that there is no capacity right now, 403 that its
+tenant is held, 4xx else that the request can't be served as it is. A message names the caller's own limit
+and never another tenant.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def refusal_response(
     request: Request, refusal: Refusal, tenant: str, application: str, rng: random.Random, *, reuse: bool
 ) -> bytes:
     """The whole response to a call that was refused or evicted."""
+    if refusal.reason is RefusalReason.TENANT_HELD:
+        return _held_response(request, refusal, tenant, reuse=reuse)
     seconds = retry_after(refusal.retry_after_s, rng)
     headers = [
         (b"retry-after", b"%d" % seconds),
@@ -114,8 +117,19 @@ def refusal_response(
     return _response(request, error, headers, reuse=reuse)
 
 
+def _held_response(request: Request, refusal: Refusal, tenant: str, *, reuse: bool) -> bytes:
+    """A hold lasts until somebody ends it. 403 is what no client retries by itself and no gateway takes for a
+    sick server; nobody knows a time for a Retry-After.
+    """
+    reason = refusal.reason.value
+    error = _Error(403, _explanation(refusal, tenant, ""), "permission_error", reason)
+    return _response(request, error, [(b"x-fairserve-refused-reason", reason.encode())], reuse=reuse)
+
+
 def refusal_status(refusal: Refusal) -> int:
-    """429 for the caller's own limit, 503 for want of room."""
+    """429 for the caller's own limit, 503 for want of room, 403 for a tenant that is held."""
+    if refusal.reason is RefusalReason.TENANT_HELD:
+        return 403
     return 503 if refusal.reason in (RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TIMEOUT) else 429
 
 
@@ -141,6 +155,8 @@ def _explanation(refusal: Refusal, tenant: str, application: str) -> str:
             return f"The queue of tenant {tenant} is full."
         case RefusalReason.QUEUE_TIMEOUT:
             return f"The call waited in the queue of tenant {tenant} for as long as it may."
+        case RefusalReason.TENANT_HELD:
+            return f"Tenant {tenant} is on hold: it begins no new interactions."
         case _:
             assert_never(refusal.reason)
 

@@ -13,6 +13,7 @@ from fairserve.core import (
     Profile,
     QueueBounds,
     Queued,
+    Refusal,
     RefusalReason,
     Refused,
     TenantSettings,
@@ -275,3 +276,29 @@ def test_a_call_that_left_the_queue_keeps_no_interaction_open(make_rig, how):
     rig.serve(now=6.0)
     leaves(rig, how, rig.enqueue(interaction="i", now=6.0).call_id, now=7.0)
     assert rig.enqueue(interaction="i", now=12.1).begins_interaction
+
+
+@pytest.mark.parametrize("mode", ThrottlingMode)
+def test_a_held_tenant_begins_nothing_overloaded_or_not(make_rig, mode):
+    rig = make_rig(tenant_a={"held": True}, mode=mode)
+    for armed in (False, True):
+        rig.scheduler.set_armed(armed)
+        refused = rig.enqueue(interaction="new")
+        assert isinstance(refused, Refused)
+        assert refused.refusal == Refusal(RefusalReason.TENANT_HELD, None)
+        assert isinstance(rig.enqueue("b"), Queued)
+
+
+def test_what_was_admitted_before_a_hold_goes_on_and_a_hold_that_ends_leaves_nothing(make_rig):
+    rig = make_rig(application={"interaction": InteractionRules(idle_timeout_s=5.0)})
+    before = rig.scheduler.settings
+    waiting = rig.enqueue(interaction="agent").call_id
+    tenants = {**before.tenants, "a": dataclasses.replace(before.tenants["a"], held=True)}
+    rig.scheduler.configure(dataclasses.replace(before, tenants=MappingProxyType(tenants)))
+    assert isinstance(rig.enqueue(), Refused)
+    assert rig.serve() == waiting, "it was admitted"
+    assert isinstance(rig.enqueue(interaction="agent", now=1.0), Queued)
+    rig.serve(now=1.0)
+    assert isinstance(rig.enqueue(interaction="agent", now=6.1), Refused), "past its rules it begins anew"
+    rig.scheduler.configure(before)
+    assert isinstance(rig.enqueue(now=6.1), Queued)

@@ -40,6 +40,18 @@ def test_the_example_is_well_formed():
     [
         ("kind: Tenant\nmetadata: {name: x}\nspec: {}\n", 6, "apiVersion: must be fairserve.dev/v1alpha1"),
         (
+            "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: x}\n"
+            "spec: {selector: {app: vllm}}\n",
+            9,
+            "spec.selector.matchLabels: must be an object of labels",
+        ),
+        (
+            "apiVersion: inference.networking.x-k8s.io/v1alpha2\nkind: InferencePool\nmetadata: {name: x}\n"
+            "spec: {selector: {matchLabels: {app: vllm}}}\n",
+            6,
+            "apiVersion: must be inference.networking.k8s.io/v1",
+        ),
+        (
             "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n",
             7,
             "kind: 'Deployment' is not one of",

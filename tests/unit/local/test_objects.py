@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fairserve.config import key_digest
 from fairserve.local.compilation import FolderError
@@ -180,3 +181,28 @@ def test_an_object_of_another_namespace_is_named(folder):
 def test_a_folder_without_a_pool_serves_nothing(tmp_path):
     with pytest.raises(FolderError, match="no well-formed ServingPool"):
         desired(tmp_path)[0].look()
+
+
+def test_a_pool_that_names_an_inference_pool_of_the_folder_is_served(folder):
+    pool = folder / "pool.yaml"
+    document = yaml.safe_load(pool.read_text())
+    labels = document["spec"].pop("selector")["matchLabels"]
+    document["spec"]["poolRef"] = {"name": "vllm"}
+    pool.write_text(yaml.safe_dump(document))
+    said: list[str] = []
+    desired = Desired(folder, None, SALT, said.append)
+    assert desired.look().config.pool == "default/llm"
+    assert said == [
+        'refused: pool.yaml:1: ServingPool "llm": ResolvedRefs=False (InferencePoolMissing): spec.poolRef: '
+        'ServingPool "llm" names InferencePool "vllm", which is not found'
+    ]
+    made = {
+        "apiVersion": "inference.networking.k8s.io/v1",
+        "kind": "InferencePool",
+        "metadata": {"name": "vllm"},
+        "spec": {"selector": {"matchLabels": labels}, "targetPorts": [{"number": 8000}]},
+    }
+    (folder / "inference-pool.yaml").write_text(yaml.safe_dump(made))
+    said.clear()
+    desired.look()
+    assert said == []

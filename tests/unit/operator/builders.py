@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fairserve.config import key_digest
 from fairserve_operator.decide.compilation import Compiled, compile_pool
 from fairserve_operator.decide.conditions import Condition
+from fairserve_operator.decide.inference_pools import InferencePools
 from fairserve_operator.decide.jwks import Keys, KeySet
 from fairserve_operator.decide.resources import (
     APPLICATION,
@@ -41,7 +43,9 @@ def application(name: str, *, created: str = "", **spec: Any) -> Resource:
 
 
 def pool(name: str = "llm", *, created: str = "", **spec: Any) -> Resource:
-    return resource(SERVING_POOL, name, {"selector": {"matchLabels": {"app": name}}, **spec}, created)
+    fields = {"selector": {"matchLabels": {"app": name}}, **spec}
+    given = {field: value for field, value in fields.items() if value is not None or field != "selector"}
+    return resource(SERVING_POOL, name, given, created)
 
 
 def api_key(secret: str, key: str = "api-key", application: str | None = None) -> dict[str, Any]:
@@ -87,10 +91,10 @@ def compiled(
     this: Resource | None = None,
     pools: Iterable[Resource] = (),
     keys: Keys | None = None,
+    inference_pools: InferencePools = MappingProxyType({}),
 ) -> Compiled:
-    return compile_pool(
-        this or pool(), pools, tenants, applications, digests(secrets or {}), keys or {}, SALT
-    )
+    known = digests(secrets or {}), keys or {}, SALT, inference_pools
+    return compile_pool(this or pool(), pools, tenants, applications, *known)
 
 
 def condition(of: Compiled, resource: Resource, type_: str) -> Condition:

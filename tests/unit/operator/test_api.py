@@ -91,6 +91,7 @@ def signal(**fields: Any) -> dict[str, Any]:
             "spec.interactionLimits: perUser must not allow more than total in the same window, "
             "where it could never apply",
         ),
+        (TenantSpec, {"stopPolicy": "Drain"}, "spec.stopPolicy: Input should be 'None' or 'Hold'"),
         (
             TenantSpec,
             {"queue": {"maxRequestsPerUser": 10_001}},
@@ -144,7 +145,13 @@ def signal(**fields: Any) -> dict[str, Any]:
             {"profile": {"inputTokens": 1, "outputTokens": 1, "learning": {"minSamples": 9}}},
             "spec.profile: learning applies to mode Learned only",
         ),
-        (ServingPoolSpec, {}, "spec.selector: Field required"),
+        (ServingPoolSpec, {}, "spec: exactly one of selector, poolRef is allowed"),
+        (
+            ServingPoolSpec,
+            {**SELECTOR, "poolRef": {"name": "vllm"}},
+            "spec: exactly one of selector, poolRef is allowed",
+        ),
+        (ServingPoolSpec, {"poolRef": {}}, "spec.poolRef.name: Field required"),
         (
             ServingPoolSpec,
             {**SELECTOR, "sidecar": {"controlPort": 8000}},

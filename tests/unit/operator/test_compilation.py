@@ -8,7 +8,7 @@ from fairserve.config import ApiKeyConfig, HeaderIdentityConfig, LearningConfig,
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve_operator.decide import sections
 from fairserve_operator.decide.compilation import Compiled, compile_pool, examine, needs
-from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, RESOLVED_REFS
+from fairserve_operator.decide.conditions import ACCEPTED, CONFLICTED, HELD, RESOLVED_REFS
 from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef
 from tests.unit.operator.builders import (
     NAMESPACE,
@@ -118,6 +118,17 @@ def test_no_source_makes_each_call_an_interaction_of_its_own() -> None:
     config = compiled(applications=[application("chat", interaction={"idSources": []})]).config
     assert config is not None
     assert config.applications[0].interaction_sources == ()
+
+
+def test_a_held_tenant_goes_in_as_held_and_is_told() -> None:
+    a, b = tenant("a", stopPolicy="Hold"), tenant("b", stopPolicy="None")
+    result = compiled([a, b])
+    assert result.config is not None
+    assert {t.name: t.held for t in result.config.tenants} == {"a": True, "b": False}
+    assert condition(result, a, HELD).status == "True"
+    assert condition(result, a, HELD).message.startswith("spec.stopPolicy: Hold")
+    assert [c.type for c in result.conditions[b.key]] == [ACCEPTED, RESOLVED_REFS]
+    assert result.parts[a.key] != compiled([tenant("a")]).parts[a.key]
 
 
 def test_the_keys_of_every_tenant_go_in() -> None:

@@ -65,6 +65,12 @@ def test_a_pod_behind_is_named_with_its_reason() -> None:
     )
 
 
+def test_a_held_tenant_is_ready_and_held() -> None:
+    status = of_tenant((Delivery("llm", [PodAck("p0", 7)]), 7), stopPolicy="Hold")
+    assert conditions(status)["Ready"] == ("True", "Ready")
+    assert conditions(status)["Held"] == ("True", "StopPolicy")
+
+
 def test_the_same_pods_are_enough_for_an_object_that_entered_earlier() -> None:
     pods = [PodAck("p0", 6), PodAck("p1", 7)]
     assert conditions(of_tenant((Delivery("llm", pods), 6)))["Programmed"] == ("True", "Acknowledged")

@@ -279,8 +279,9 @@ async def test_two_operators_that_disagree_do_not_rewrite_each_other_without_end
         other_writes()
         await until(lambda: operated.boot().content_hash == ours, "ours again: it may have been a mistake")
         other_writes()
-        calls = cluster.calls
-        await until(lambda: cluster.calls > calls + 5, "several tries")
+        told = await operated.until_condition("llm", "Programmed", "False")
+        assert "another operator keeps writing" in told["message"]
+        await rest()
         assert operated.boot().content_hash != ours
 
 

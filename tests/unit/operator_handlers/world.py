@@ -44,6 +44,8 @@ class FakeCluster:
         self.events: list[Mapping[str, Any]] = []
         self.broken: ApiServerError | None = None
         self.issuer: tuple[str, bytes] | ApiServerError = ("", b"")
+        self.pools: list[Mapping[str, Any]] | ApiServerError = []  #: InferencePools
+        self.looks = 0  #: at them
         self.calls = 0
         self.writes = 0  #: of Secrets, whatever came of them
         self.conflicts = 0  #: how many of the next Secret writes meet somebody else's
@@ -84,6 +86,13 @@ class FakeCluster:
         if isinstance(self.issuer, ApiServerError):
             raise self.issuer
         return self.issuer
+
+    async def inference_pools(self, namespace: str | None) -> Sequence[Mapping[str, Any]]:
+        self._check()
+        self.looks += 1
+        if isinstance(self.pools, ApiServerError):
+            raise self.pools
+        return [each for each in self.pools if namespace in (None, each["metadata"]["namespace"])]
 
     async def create_event(self, manifest: Mapping[str, Any]) -> None:
         self._check()

@@ -16,6 +16,7 @@ from fairserve.sidecar.refusals import (
     failed_engine_response,
     problem_response,
     refusal_response,
+    refusal_status,
     retry_after,
     unavailable_response,
 )
@@ -63,7 +64,20 @@ def test_limit_is_429_with_the_callers_own_limit(reason):
     assert "connection" not in headers
 
 
-@pytest.mark.parametrize("reason", [reason for reason in RefusalReason if reason not in LIMITS])
+@pytest.mark.parametrize("request_", [REQUEST, Request(b"POST", b"/v1/messages", [], b"")])
+def test_a_hold_is_403_that_nobody_retries(request_):
+    refusal = Refusal(RefusalReason.TENANT_HELD, None)
+    status, headers, error = read(
+        refusal_response(request_, refusal, "team", "chat", random.Random(1), reuse=True)
+    )
+    assert (status, error["type"]) == (403, "permission_error")
+    assert headers["x-fairserve-refused-reason"] == "tenant_held"
+    assert error["message"] == "Tenant team is on hold: it begins no new interactions."
+    assert "retry-after" not in headers
+    assert refusal_status(refusal) == 403
+
+
+@pytest.mark.parametrize("reason", [RefusalReason.QUEUE_FULL, RefusalReason.QUEUE_TIMEOUT])
 def test_no_capacity_is_503(reason):
     data = refusal_response(REQUEST, Refusal(reason, None), "team", "chat", random.Random(1), reuse=False)
     status, headers, error = read(data)

@@ -164,7 +164,7 @@ class StatusCondition(Model):
 
     type: Annotated[str, Field(max_length=316)] = Field(
         description="Accepted, ResolvedRefs, Programmed, Ready; on a ServingPool Overloaded; "
-        "Conflicted while another object claims the same."
+        "Conflicted while another object claims the same; on a Tenant Held while `stopPolicy` is Hold."
     )
     status: Annotated[str, Field(json_schema_extra={"enum": ["True", "False", "Unknown"]})] = Field(
         description="True, False or Unknown."

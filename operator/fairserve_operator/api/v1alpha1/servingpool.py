@@ -47,6 +47,7 @@ _TOO_OFTEN = "must be at least 100ms"
 _ONE_WAY_TO_AUTHENTICATE = "exactly one of bearerToken, basic is allowed"
 _SKIP_XOR_CA = "insecureSkipVerify makes ca pointless; set one of them"
 _TLS_NEEDS_HTTPS = "tls needs a url that begins with https://"
+_ONE_SELECTION = "exactly one of selector, poolRef is allowed"
 _REJECT_EXCLUDES = (
     "mode Reject admits nobody, so weight, interactionLimits, queue and prefixCacheGroup must be unset"
 )
@@ -84,6 +85,12 @@ class Selector(Model):
         Field(min_length=1, max_length=32),
         AfterValidator(_are_label_keys),
     ] = Field(description="Labels that a pod of the pool has, all of them.")
+
+
+class PoolRef(Model):
+    """An InferencePool of the Gateway API inference extension (inference.networking.k8s.io/v1)."""
+
+    name: Name = Field(description="Name of the InferencePool, in the same namespace.")
 
 
 class Sidecar(
@@ -465,12 +472,21 @@ class PoolQueue(Model):
     )
 
 
-class ServingPoolSpec(Model):
+class ServingPoolSpec(
+    Model, json_schema_extra=cel(("has(self.selector) != has(self.poolRef)", _ONE_SELECTION))
+):
     """The vLLM pods that all Tenants of the namespace share, and how they are shared."""
 
-    selector: Selector = Field(
-        description="Which pods of the namespace. Where the labels of one pool include those of another, "
-        "the older pool has the pods."
+    selector: Selector | None = Field(
+        None,
+        description="Which pods of the namespace. A pod that two pools select is the older pool's; where the "
+        "labels of one include those of the other, the younger is refused. Unset: `poolRef` says.",
+    )
+    pool_ref: PoolRef | None = Field(
+        None,
+        description="An InferencePool whose `spec.selector` says which pods, and whose `targetPorts` should "
+        "be `sidecar.port`. Looked at every two seconds; while it can't be found the pool keeps the pods "
+        "that it has. Unset: `selector` says.",
     )
     sidecar: Sidecar = Field(
         Sidecar(), description="Where the sidecar listens. Unset: the defaults of its fields."
@@ -518,6 +534,12 @@ class ServingPoolSpec(Model):
         description="CIDR blocks of the proxies whose identity headers are believed, such as 10.0.0.0/8. "
         "Unset: nobody's are.",
     )
+
+    @model_validator(mode="after")
+    def _selects_one_way(self) -> Self:
+        if (self.selector is None) == (self.pool_ref is None):
+            raise ValueError(_ONE_SELECTION)
+        return self
 
 
 class PodBehind(Model):

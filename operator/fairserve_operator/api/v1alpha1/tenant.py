@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -295,6 +295,14 @@ class TenantSpec(Model):
         description="Only Tenants of the same group share cached prefixes in vLLM, so that nobody else "
         "learns from the time of an answer what they asked. Unset: it shares with all without a group.",
     )
+    stop_policy: Literal["None", "Hold"] = Field(
+        "None",
+        description="Hold: the tenant begins nothing new. A call that would begin an interaction gets 403 "
+        "with `x-fairserve-refused-reason: tenant_held`, overloaded or not, also where a ServingPool's "
+        "throttling is Shadow. What was admitted goes on: calls that wait are served, and an interaction "
+        "that has begun may be continued until it ends by its Application's rules. None: it works as usual. "
+        "Default: None.",
+    )
 
 
 Percent = Annotated[int, Field(ge=0, le=100)]
@@ -326,7 +334,8 @@ class TenantStatus(CommonStatus):
     )
     refused_interactions_last_hour: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="Interactions that a limit refused in the last hour, to two digits: 1234 is 1200. "
+        description="Interactions that a limit or `stopPolicy` refused in the last hour, to two digits: 1234 "
+        "is 1200. "
         "Those of pods that are gone are not in it.",
     )
     active_users: Annotated[int, Field(ge=0)] | None = Field(
