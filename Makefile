@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat requirements/dev.lock pyproject.toml | sha256sum | cut -c1-16)
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command "make lock"
+# Tests on all cores, the longest first (tests/conftest.py); on four at most, because each process that comes to
+# it starts an API server of its own.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 SOURCES := operator serving tests bench examples compile_hot_path.py
 # What the sidecar is compared with, in an environment of its own.
 PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
@@ -35,16 +38,16 @@ demo-cluster: $(STAMP) ## The same story with a real API server, Prometheus, the
 .PHONY: test
 test: $(STAMP) $(COMPILED) ## All tests, with the real parts they need (built once and cached in ~/.cache/fairserve).
 	$(BIN)/python -m tests.parts
-	$(BIN)/pytest
+	$(PYTEST)
 	$(MAKE) --no-print-directory test-compiled
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The tests that need no real part.
-	$(BIN)/pytest tests/unit tests/property
+	$(PYTEST) tests/unit tests/property
 
 .PHONY: test-compiled
 test-compiled: $(STAMP) $(COMPILED) ## The tests of the core and the sidecar on the compiled hot path.
-	FAIRSERVE_CORE=compiled $(BIN)/pytest -o pythonpath=". $(COMPILED)" tests/unit/test_compiled.py tests/unit/core tests/unit/engine tests/unit/sidecar tests/property tests/simulation tests/integration/test_sidecar_*.py
+	FAIRSERVE_CORE=compiled $(PYTEST) -o pythonpath=". $(COMPILED)" tests/unit/test_compiled.py tests/unit/core tests/unit/engine tests/unit/sidecar tests/property tests/simulation tests/integration/test_sidecar_*.py
 
 .PHONY: compiled
 compiled: $(COMPILED) ## A wheel with the hot path compiled by mypyc, in build/compiled; needs a C compiler.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import os
 import sys
 import urllib.error
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,9 @@ _PREFIXES = {
     "inferencepools": "/apis/inference.networking.k8s.io/v1",
 }
 
-_addresses = (f"127.41.{high}.{low}" for high, low in itertools.product(range(256), range(1, 255)))
+#: A network for each of the processes that share the tests.
+_network = 41 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 200
+_addresses = (f"127.{_network}.{high}.{low}" for high, low in itertools.product(range(256), range(1, 255)))
 
 
 def operator_process(kubeconfig: Path, log: Path, *options: str) -> Process:

@@ -82,7 +82,8 @@ def poll(
 
 def free_port() -> int:
     """Return a TCP port that nothing uses on any address, and that this process is given only once."""
-    for port in random.sample(_PORTS, 200):
+    # Chance of the system's, because processes that share the tests may have been seeded alike.
+    for port in random.SystemRandom().sample(_PORTS, 200):
         if port in _given_ports:
             continue
         with socket.socket() as probe:
