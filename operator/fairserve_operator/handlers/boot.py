@@ -112,6 +112,7 @@ class BootSecrets:
         if boot.version is not None:
             manifest["metadata"]["resourceVersion"] = str(boot.version)
         written = await self._cluster.write_secret(manifest)
+        self._note(pool.key.namespace, manifest["metadata"]["name"], int(written.resource_version))
         _log.info(
             "Secret %s/%s holds generation %d of ServingPool %s",
             pool.key.namespace,
@@ -130,6 +131,12 @@ class BootSecrets:
             parts=versions,
             intact=True,
         )
+
+    def _note(self, namespace: str, name: str, version: int) -> None:
+        """Know a Secret before the watch tells it: our own writes are no news to act on."""
+        seen = self._store.secret_version(namespace, name)
+        if seen is None or seen < version:
+            self._store.put_secret(namespace, name, version, {})
 
     async def _write_part(self, manifest: dict[str, Any]) -> int:
         metadata = manifest["metadata"]

@@ -318,8 +318,8 @@ class Pool:
         if compiled is None:
             raise AssertionError("programmed before compiled")
         if rendering is None or compiled.spec is None or compiled.config is None:
+            self.revision += compiled is not self.compiled
             self.resource, self.compiled, self._generation = resource, compiled, boot.generation
-            self.revision += 1
             return
         content_hash = rendering.content_hash
         self._require_uncontested(boot, content_hash)
@@ -337,12 +337,12 @@ class Pool:
                 resource, boot, generation, content_hash, await document.whole(), self._keys
             )
         # From here to the end of aim() nothing waits: status never mixes the old and the new.
+        self.revision += compiled is not self.compiled or generation != self._generation
         self.resource, self.compiled, self._generation = resource, compiled, generation
         self._spec, self._entries = compiled.spec, entered(self._entries, compiled.parts, generation)
         self._document = document
         if compiled.selection is not None and compiled.selection.labels is not None:
             self.selection = compiled.selection
-        self.revision += 1
         self._to_store = document
         self.delivery.aim(document, compiled.spec.sidecar.control_port, boot.token)
         if self._surveying is None:
