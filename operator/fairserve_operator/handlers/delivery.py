@@ -97,7 +97,7 @@ class Pace:
     first_retry_s: float = 0.2
     last_retry_s: float = 15.0
     resync_s: float = 30.0  #: time between two looks at what an up-to-date sidecar really runs
-    looks_per_s: float = 15.0  #: ... which is longer where a pool has more Pods than this allows
+    looks_per_s: float = 10.0  #: ... which is longer where a pool has more Pods than this allows
 
 
 class Lanes:

@@ -45,7 +45,7 @@ class Timing:
     most_refreshed: int = 100  #: ... of which there are so many at once
     first_retry_s: float = 0.5
     last_retry_s: float = 15.0
-    census_s: float = 60.0  #: time between two counts of who exists; each also repairs what others changed
+    census_s: float = 180.0  #: time between two counts of who exists; each also repairs what others changed
     relisted_s: float = (
         1.0  #: how long after a watch began anew the next count comes, whatever `census_s` says
     )
@@ -76,6 +76,8 @@ class Loop:
         self._acting = acting
         #: Set once the store has seen everybody who exists.
         self.complete = asyncio.Event()
+        #: Set once all statuses of a namespace were written as they should be.
+        self.published = asyncio.Event()
 
     async def start(self) -> None:
         """Begin."""
@@ -91,7 +93,9 @@ class Loop:
         if worker is None:
             if not self.complete.is_set() or not self._world.store.occupied(namespace):
                 return
-            worker = self._workers[namespace] = _Worker(namespace, self._world, self._timing, self._acting)
+            worker = self._workers[namespace] = _Worker(
+                namespace, self._world, self._timing, self._acting, self.published.set
+            )
             worker.start()
         worker.changed.set()
 
@@ -159,7 +163,9 @@ class Loop:
 class _Worker:
     """The two tasks of one namespace."""
 
-    def __init__(self, name: str, world: World, timing: Timing, acting: bool) -> None:
+    def __init__(
+        self, name: str, world: World, timing: Timing, acting: bool, published: Callable[[], None]
+    ) -> None:
         self._acting = acting
         self._running: list[asyncio.Task[None]] = []
         self.changed = asyncio.Event()
@@ -169,6 +175,7 @@ class _Worker:
         self._name = name
         self._world = world
         self._timing = timing
+        self._published = published
         self._namespace = Namespace(name, world, self._unpublished.set, self.changed.set)
         self._publication = Publication(world.store, world.cluster, world.clock)
 
@@ -230,6 +237,7 @@ class _Worker:
                 self._unpublished.clear()
                 done = await self._publication.publish(self._namespace.statuses())
                 settle_s = self._timing.settle_s
+                self._published()
             if clock() >= refresh_at:
                 old = self._namespace.refreshes(self._timing.most_refreshed, self._unpublished.is_set)
                 done &= await self._publication.publish(old, at_once=_FEW)

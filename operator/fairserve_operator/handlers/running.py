@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import random
@@ -18,6 +17,7 @@ from fairserve_operator.clients.kubernetes_client import KubernetesClient
 from fairserve_operator.clients.prometheus import PrometheusClient
 from fairserve_operator.clients.sidecars import SidecarClient
 from fairserve_operator.errors import AstrayError, OperatorError
+from fairserve_operator.handlers import memory
 from fairserve_operator.handlers.census import Scope, require_custom_resources
 from fairserve_operator.handlers.delivery import Lanes
 from fairserve_operator.handlers.inference_pools import Lookout
@@ -48,9 +48,7 @@ async def run(
     OperatorError where a part of the operator died of a mistake.
     """
     await require_custom_resources(cluster, scope)
-    # Nearly all that is made stays, or goes without a collector's help; looking through 10,000 objects every
-    # few thousand new ones would take a third of the time.
-    gc.set_threshold(20_000, 10, 10)
+    memory.prepare()
     measures = Measures()
     port = ObservationServer(measures)
     told = asyncio.Event()
@@ -120,6 +118,7 @@ async def _operate(
         await candidate.run()
 
     try:
+        tasks.start(memory.tend(loop.published), "tend memory")
         tasks.start(refresh.run(), "refresh keys")
         tasks.start(lookout.run(), "look for InferencePools")
         await loop.start()

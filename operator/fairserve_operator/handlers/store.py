@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fairserve_operator.decide.resources import ObjectKey, Resource
@@ -75,12 +75,12 @@ class Store:
         space = self._space(resource.key.namespace)
         known = space.objects.get(resource.key)
         if known is None:
-            space.objects[resource.key] = Stored(resource, version, _compact(status))
+            space.objects[resource.key] = Stored(_lean(resource), version, _compact(status))
             space.revision += 1
             return True
         changed = known.resource != resource
         if changed:  # Else the old one stays, with what is known of it.
-            known.resource = resource
+            known.resource = _lean(resource)
         if version >= known.version:
             known.version = version
             if known.status != status:
@@ -243,8 +243,12 @@ class Store:
         return self._namespaces.setdefault(namespace, _Namespace())
 
 
+def _lean(resource: Resource) -> Resource:
+    return replace(resource, spec=_compact(resource.spec))
+
+
 def _compact(value: Any) -> Any:
-    """The same with each text held once: ten thousand statuses say the same few things."""
+    """The same with each text held once: ten thousand objects say the same few things."""
     match value:
         case str():
             return sys.intern(value)
