@@ -18,8 +18,8 @@ _ARENAS = 2
 _YOUNG = 20_000
 #: Old objects are looked at after so many looks at younger ones: nearly all of them are there to stay.
 _OLD = 100
-#: Between two times that freed memory is returned, in seconds. Whoever only waits for the Lease has started by
-#: then as well.
+#: Between two times that freed memory is returned, in seconds. Whoever only waits for the Lease has started
+#: by then as well.
 _INTERVAL_S = 60.0
 
 
