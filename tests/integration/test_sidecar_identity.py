@@ -109,7 +109,7 @@ async def test_every_body_of_a_salted_tenant_is_salted_where_the_engine_knows_it
 async def test_strangers_body_is_not_read(sidecar, monkeypatch):
     read_bodies = []
 
-    def read(body, headers, *, trusted, cache_salt):
+    def read(body, headers, *, trusted, cache_salt, wanted):
         read_bodies.append(body)
         return EngineRequest(body)
 

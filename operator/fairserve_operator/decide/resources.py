@@ -35,7 +35,8 @@ class ObjectKey(NamedTuple):
 class Resource:
     """One object. `created` is its creation time as RFC 3339, or empty; the older of two wins a conflict.
 
-    `spec` is raw: whatever the API server stored or a file said.
+    `spec` is raw: whatever the API server stored or a file said. `labels` are kept of Applications, by which
+    Tenants select them; nobody looks at others'.
     """
 
     key: ObjectKey
@@ -43,6 +44,7 @@ class Resource:
     generation: int
     created: str
     spec: Mapping[str, Any]
+    labels: Mapping[str, str] = field(default_factory=dict)
     #: What pure functions made of this very object, each under a key of its own, so that ten thousand others
     #: are not read again when one changes. `remembered` fills it.
     memo: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

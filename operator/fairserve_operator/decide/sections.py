@@ -21,6 +21,7 @@ from fairserve.config import (
     SchedulerConfigSection,
     TenantConfig,
     TokenWeightsConfig,
+    format_needed,
     key_digest,
 )
 from fairserve_operator.api.v1alpha1 import (
@@ -35,10 +36,12 @@ from fairserve_operator.api.v1alpha1 import (
     ServingPoolSpec,
     TenantInteractionLimits,
     TenantSpec,
+    UserSource,
     duration_s,
     size_bytes,
 )
 from fairserve_operator.api.v1alpha1.tenant import DEFAULT_MAX_BYTES, DEFAULT_MAX_REQUESTS
+from fairserve_operator.decide.applications import match_config
 from fairserve_operator.decide.claims import Claims
 from fairserve_operator.decide.resources import ObjectKey
 
@@ -58,15 +61,21 @@ DEFAULT_NORMALISATION = 0.8
 DEFAULT_CONTINUATION_HEAD_START = 1.0
 
 
-def tenant_config(name: str, spec: TenantSpec, salt: str) -> TenantConfig:
-    """A Tenant without its identities. `salt` is the document's."""
-    return _tenant(
+def tenant_config(
+    name: str, spec: TenantSpec, salt: str, applications: tuple[str, ...] | None = None
+) -> TenantConfig:
+    """A Tenant without its identities. `salt` is the document's, `applications` what it may use."""
+    config = _tenant(
         name, spec.weight, spec.interaction_limits, spec.queue, _cache_salt(salt, spec.prefix_cache_group)
     )
+    if applications is None and spec.users is None:
+        return config
+    sources = None if spec.users is None else tuple(_user_source(one) for one in spec.users.from_)
+    return config.model_copy(update={"applications": applications, "user_sources": sources})
 
 
-def application_config(name: str, spec: ApplicationSpec) -> ApplicationConfig:
-    """An Application."""
+def application_config(name: str, spec: ApplicationSpec, *, matches: bool = True) -> ApplicationConfig:
+    """An Application. `matches`: whether its match is its own."""
     limits, interaction = spec.interaction_limits, spec.interaction
     return ApplicationConfig(
         name=name,
@@ -84,6 +93,7 @@ def application_config(name: str, spec: ApplicationSpec) -> ApplicationConfig:
         interaction_sources=INTERACTION_SOURCES
         if interaction is None or interaction.id_sources is None
         else interaction.id_sources,
+        match=match_config(spec.match) if spec.match is not None and matches else None,
     )
 
 
@@ -101,8 +111,10 @@ def pool_config(
     The parts are valid each by itself and the claims hold no identity twice, so that the whole is not
     validated anew: with 10,000 Tenants that would take longer than all the rest. A property test does.
     """
+    tenants, applications = list(tenants), list(applications)
     bare = SchedulerConfig.model_validate(
         {
+            "format": format_needed(tenants, applications),
             "pool": f"{key.namespace}/{key.name}",
             "mode": spec.throttling.mode,
             "scheduler": _scheduler(spec.scheduler),
@@ -209,6 +221,10 @@ def _tenant(
         max_wait_s=duration_s(bounds.max_wait or DEFAULT_MAX_WAIT),
         cache_salt=cache_salt,
     )
+
+
+def _user_source(source: UserSource) -> str:
+    return f"body:{source.body_field}" if source.header is None else f"header:{source.header}"
 
 
 def _limit(limit: InteractionLimit | None) -> LimitConfig | None:

@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from fairserve.config import INTERACTION_SOURCES, IdentityConfig, SchedulerConfig
+from fairserve.config import INTERACTION_SOURCES, IdentityConfig, SchedulerConfig, TenantConfig
 from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT
-from fairserve.engine.requests import EngineRequest
+from fairserve.engine.requests import BodyField, EngineRequest
 from fairserve.sidecar.claims import Claim
+from fairserve.sidecar.matching import ApplicationMatches, application_matches
 from fairserve.sidecar.messages import Headers
 from fairserve.sidecar.refusals import Problem
 
@@ -38,7 +39,6 @@ HOP_TOKEN_HEADER: Final = b"x-fairserve-hop-token"
 _GATEWAY_TENANT_HEADERS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
 #: Where a key or a token is looked for: the first that is there counts. OpenAI's, Anthropic's, Azure's.
 _CREDENTIAL_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key")
-#: Of two values one may be a hop's and the other its client's.
 _NAMING_HEADERS: Final = (USER_HEADER, APPLICATION_HEADER)
 _PREVIOUS_RESPONSE: Final = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
@@ -114,6 +114,37 @@ class _Order:
 _DEFAULT_ORDER: Final = _Order(INTERACTION_SOURCES)
 
 
+class UserOrder:
+    """Where a tenant's users are named, made of the configuration's words."""
+
+    def __init__(self, sources: tuple[str, ...]) -> None:
+        split = [source.partition(":") for source in sources]
+        #: A header, or else a field of the body.
+        self._steps: tuple[tuple[bytes | None, BodyField], ...] = tuple(
+            (name.encode(), ()) if kind == "header" else (None, tuple(name.split(".")))
+            for kind, _, name in split
+        )
+        self.headers = tuple(header for header, _ in self._steps if header is not None)
+        self.body_fields = tuple(field for header, field in self._steps if header is None)
+
+    def find(
+        self, pinned: str | None, named: Mapping[bytes, bytes], said: Mapping[BodyField, str], trusted: bool
+    ) -> str:
+        """The user whom the first of them names; empty where none does. Over one who is `pinned` only a
+        trusted hop's header counts.
+        """
+        for header, field in self._steps:
+            if header is not None:
+                value = named.get(header)
+                if value and (trusted or pinned is None):
+                    return value.decode("latin-1")
+            elif pinned is None:
+                name = said.get(field)
+                if name:
+                    return name
+        return pinned or ""
+
+
 class Memory:
     """What is known of one connection under one table: whether its peer is trusted, and its last API key,
     which most connections repeat.
@@ -137,7 +168,9 @@ class IdentityTable:
     def __init__(self, config: SchedulerConfig, clock: Callable[[], float] = time.time) -> None:
         identity: IdentityConfig = config.identity
         self._salt = bytes.fromhex(identity.salt)
-        claims = {tenant.name: Claim(tenant.name, cache_salt=tenant.cache_salt) for tenant in config.tenants}
+        #: None where no application has any, so that no call pays for it.
+        self._matches: ApplicationMatches | None = application_matches(config.applications)
+        claims = {tenant.name: self._claim_of(tenant.name, tenant) for tenant in config.tenants}
         self._keys = {
             key.digest: replace(claims[key.tenant], application=key.application) for key in identity.api_keys
         }
@@ -155,7 +188,12 @@ class IdentityTable:
         )
         self._hop_tokens = identity.hop_tokens
         default = config.default_tenant
-        self._default = None if default is None else Claim(DEFAULT_TENANT, cache_salt=default.cache_salt)
+        self._default = None if default is None else self._claim_of(DEFAULT_TENANT, default)
+        #: Of two values one may be a hop's and the other its client's.
+        self._naming_headers = (
+            *_NAMING_HEADERS,
+            *(() if self._matches is None else sorted(self._matches.headers)),
+        )
         self._issuers: TokenIssuers | None = None
         if identity.token_issuers:
             # Cryptography is megabytes that a pool without tokens doesn't load.
@@ -198,7 +236,7 @@ class IdentityTable:
         """Whose the call is, or why it is turned away. `named` is `dict(headers)`; `memory` is of the
         connection.
         """
-        problem = _ambiguity(headers, named, _NAMING_HEADERS)
+        problem = _ambiguity(headers, named, self._naming_headers)
         if problem is not None:
             return problem
         claim: Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
@@ -206,22 +244,41 @@ class IdentityTable:
             claim = _ambiguity(headers, named, _CREDENTIAL_HEADERS)
         if claim is None:
             claim = self._claim_of_credential(named, memory) or self._default
-        return _UNKNOWN_KEY if claim is None else claim
+        if claim is None:
+            return _UNKNOWN_KEY
+        if len(named) != len(headers) and isinstance(claim, Claim) and claim.users is not None:
+            return _ambiguity(headers, named, claim.users.headers) or claim
+        return claim
 
     def identify(
-        self, claim: Claim, named: Mapping[bytes, bytes], asked: EngineRequest, *, trusted: bool
+        self,
+        claim: Claim,
+        named: Mapping[bytes, bytes],
+        asked: EngineRequest,
+        *,
+        trusted: bool,
+        target: bytes = b"",
     ) -> Caller | Problem:
-        """The caller, or why it is turned away. `asked` holds the names that its body says."""
+        """The caller, or why it is turned away. `asked` holds the names that its body says, `target` is as
+        the request has it.
+        """
         application = self._application(claim, named.get(APPLICATION_HEADER))
         if isinstance(application, Problem):
             return application
+        if application is None:
+            application = self._matched(claim, named, asked, target)
+            if isinstance(application, Problem):
+                return application
+        order = claim.users
         header = named.get(USER_HEADER)
-        if claim.user is not None and not (trusted and header):
+        if order is not None:
+            user = order.find(claim.user, named, asked.said, trusted)
+        elif claim.user is not None and not (trusted and header):
             user = claim.user
         else:
             user = header.decode("latin-1") if header else asked.user
-        order = self._orders.get(application, _DEFAULT_ORDER)
-        interaction, is_previous = order.find(named, asked.interaction)
+        interactions = self._orders.get(application, _DEFAULT_ORDER)
+        interaction, is_previous = interactions.find(named, asked.interaction)
         return Caller(
             tenant=claim.tenant,
             user=_short(user),
@@ -268,9 +325,26 @@ class IdentityTable:
                 return claim
         return None
 
-    def _application(self, claim: Claim, header: bytes | None) -> str | Problem:
+    def _claim_of(self, name: str, tenant: TenantConfig) -> Claim:
+        users = None if tenant.user_sources is None else UserOrder(tenant.user_sources)
+        fields = () if users is None else users.body_fields
+        if self._matches is not None:
+            fields = (*self._matches.body_fields, *fields)
+        return Claim(
+            name,
+            cache_salt=tenant.cache_salt,
+            applications=None if tenant.applications is None else frozenset(tenant.applications),
+            users=users,
+            body_fields=fields,
+        )
+
+    def _application(self, claim: Claim, header: bytes | None) -> str | Problem | None:
+        """The application that the header, the key or the token names; None where none does."""
         if header is None:
-            return claim.application or DEFAULT_APPLICATION
+            pinned = claim.application
+            if pinned is None or claim.applications is None or pinned in claim.applications:
+                return pinned
+            return _not_allowed(f"Tenant {claim.tenant!r} may not use application {pinned!r}.")
         name = self._applications.get(header)
         if name is None:
             shown = header[:_MAX_NAME].decode("latin-1")
@@ -278,13 +352,35 @@ class IdentityTable:
                 400, "unknown_application", f"There is no application {shown!r}.", APPLICATION_HEADER.decode()
             )
         if claim.application is not None and name != claim.application:
-            return Problem(
-                403,
-                "application_not_allowed",
+            return _not_allowed(
                 f"This key or token is for application {claim.application!r}, not {name!r}.",
                 APPLICATION_HEADER.decode(),
             )
+        if claim.applications is not None and name not in claim.applications:
+            return _not_allowed(
+                f"Tenant {claim.tenant!r} may not use application {name!r}.", APPLICATION_HEADER.decode()
+            )
         return name
+
+    def _matched(
+        self, claim: Claim, named: Mapping[bytes, bytes], asked: EngineRequest, target: bytes
+    ) -> str | Problem:
+        """The application of a call that names none."""
+        if self._matches is None:
+            return DEFAULT_APPLICATION
+        name = self._matches.find(named, asked.said, target)
+        if name is None:
+            return DEFAULT_APPLICATION
+        if claim.applications is not None and name not in claim.applications:
+            return _not_allowed(
+                f"This call is of application {name!r} by its model, path or headers, and tenant "
+                f"{claim.tenant!r} may not use it."
+            )
+        return name
+
+
+def _not_allowed(message: str, param: str | None = None) -> Problem:
+    return Problem(403, "application_not_allowed", message, param)
 
 
 _UNKNOWN_KEY: Final = Problem(401, "invalid_api_key", "No valid API key was given.")
