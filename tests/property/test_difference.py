@@ -24,7 +24,13 @@ def entries(**fields: st.SearchStrategy) -> st.SearchStrategy[list[dict]]:
 
 @st.composite
 def documents(draw: st.DrawFn) -> SchedulerConfig:
-    tenants = draw(entries(weight=st.floats(0.1, 9), per_user=limits))
+    matches = st.sampled_from([None, {"models": ["m"]}, {"headers": {"x-b": "2", "x-a": "1"}}])
+    applications = draw(entries(input_tokens=st.integers(1, 9), output_tokens=st.just(1), match=matches))
+    usable = st.none() | st.sampled_from([(), [each["name"] for each in applications]])
+    users = st.sampled_from([None, (), ["header:x-u", "body:a.b"]])
+    tenants = draw(
+        entries(weight=st.floats(0.1, 9), per_user=limits, applications=usable, user_sources=users)
+    )
     names = [tenant["name"] for tenant in tenants]
     keys = st.builds(
         lambda key, name: {"digest": key_digest(SALTS[0], key), "tenant": name},
@@ -45,7 +51,7 @@ def documents(draw: st.DrawFn) -> SchedulerConfig:
             "scheduler": {"normalisation": draw(st.sampled_from([0.5, 1.0]))},
             "default_tenant": draw(st.none() | st.just({"name": "default"})),
             "tenants": tenants,
-            "applications": draw(entries(input_tokens=st.integers(1, 9), output_tokens=st.just(1))),
+            "applications": applications,
             "identity": {
                 "salt": draw(st.sampled_from(SALTS)),
                 "trusted_proxies": draw(st.lists(st.sampled_from(["10.0.0.0/8", "::1/128"]), unique=True)),
