@@ -266,9 +266,13 @@ class IdentityTable:
         if isinstance(application, Problem):
             return application
         if application is None:
-            application = self._matched(claim, named, asked, target)
-            if isinstance(application, Problem):
-                return application
+            matches = self._matches
+            if matches is None:
+                application = DEFAULT_APPLICATION
+            else:
+                application = _matched(matches.find(named, asked.said, target), claim)
+                if isinstance(application, Problem):
+                    return application
         order = claim.users
         header = named.get(USER_HEADER)
         if order is not None:
@@ -362,21 +366,17 @@ class IdentityTable:
             )
         return name
 
-    def _matched(
-        self, claim: Claim, named: Mapping[bytes, bytes], asked: EngineRequest, target: bytes
-    ) -> str | Problem:
-        """The application of a call that names none."""
-        if self._matches is None:
-            return DEFAULT_APPLICATION
-        name = self._matches.find(named, asked.said, target)
-        if name is None:
-            return DEFAULT_APPLICATION
-        if claim.applications is not None and name not in claim.applications:
-            return _not_allowed(
-                f"This call is of application {name!r} by its model, path or headers, and tenant "
-                f"{claim.tenant!r} may not use it."
-            )
-        return name
+
+def _matched(name: str | None, claim: Claim) -> str | Problem:
+    """The application of a call that names none and matches this one."""
+    if name is None:
+        return DEFAULT_APPLICATION
+    if claim.applications is not None and name not in claim.applications:
+        return _not_allowed(
+            f"This call is of application {name!r} by its model, path or headers, and tenant "
+            f"{claim.tenant!r} may not use it."
+        )
+    return name
 
 
 def _not_allowed(message: str, param: str | None = None) -> Problem:
