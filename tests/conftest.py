@@ -7,7 +7,6 @@ together and in order, and all that load an engine are one after the other, in t
 from pathlib import Path
 
 import pytest
-
 from hypothesis import HealthCheck, settings
 
 # A machine that is busy with other work makes every example slow, and none of them wrong.
