@@ -27,6 +27,7 @@ DATA_PATH = {
         "dispatch",
         "forwarding",
         "identity",
+        "matching",
         "messages",
         "metrics",
         "proxy",

@@ -14,7 +14,7 @@ import hmac
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal, Self, get_args
 
@@ -36,6 +36,16 @@ _HEADER_NAME = r"[a-z0-9!#$%&'*+.^_`|~-]+"
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def _is_none(value: object) -> bool:
+    """For a field that came later: a document without it is, with its hash, what it was before."""
+    return value is None
+
+
+def _is_false(value: object) -> bool:
+    """The same for one that is false where it is unset."""
+    return value is False
+
+
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -49,6 +59,10 @@ class LimitConfig(_Document):
     def settings(self) -> core.Limit:
         """The core's value of it."""
         return core.Limit(self.count, self.window_s)
+
+
+#: What a call's user is read from, as a tenant's `user_sources` names it.
+_USER_SOURCE = re.compile(rf"header:{_HEADER_NAME}|body:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 class TenantConfig(_Document):
@@ -69,7 +83,27 @@ class TenantConfig(_Document):
     #: prefixes. vLLM's own rule for it. None: nothing is added.
     cache_salt: Annotated[str, Field(pattern=r"^[^@/\\\x00]{1,128}$")] | None = None
     #: Calls that begin an interaction are refused, overloaded or not; what was admitted goes on.
-    held: bool = False
+    held: bool = Field(False, exclude_if=_is_false)
+    #: Applications whose calls it may make, besides calls of none. None: all.
+    applications: tuple[str, ...] | None = Field(None, exclude_if=_is_none)
+    #: Where a call's user is looked for, first match wins: `header:<name>` in lower case, or `body:` and the
+    #: path of a field. None: in the usual places.
+    user_sources: tuple[str, ...] | None = Field(None, exclude_if=_is_none)
+
+    @field_validator("user_sources")
+    @classmethod
+    def _are_sources(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for source in value or ():
+            if not _USER_SOURCE.fullmatch(source):
+                raise ValueError(f"{source!r} is neither header:<lower-case name> nor body:<path>")
+        _unique("user_sources", list(value or ()))
+        return value
+
+    @field_validator("applications")
+    @classmethod
+    def _are_different(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        _unique("applications", list(value or ()))
+        return value
 
     def settings(self) -> core.TenantSettings:
         """The core's value of it."""
@@ -119,6 +153,22 @@ class LearningConfig(_Document):
     max_factor_per_hour: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 4.0
 
 
+class MatchConfig(_Document):
+    """Calls that are an application's although they name none: those that have one of `models` in their body,
+    one of `paths` and all of `headers`, as far as each is given.
+    """
+
+    models: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()  #: without query, percent-decoded
+    headers: dict[Annotated[str, Field(pattern=rf"^{_HEADER_NAME}$")], str] = {}
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if not (self.models or self.paths or self.headers):
+            raise ValueError("at least one of models, paths and headers is needed")
+        return self
+
+
 class ApplicationConfig(_Document):
     """One application: the profile that normalises cost, and its own limits."""
 
@@ -139,6 +189,8 @@ class ApplicationConfig(_Document):
     #: Where a call's interaction is looked for, first match wins: `header:<name>`, a `body:` field of
     #: `INTERACTION_SOURCES`, `traceparent`. Empty: each call is an interaction of its own.
     interaction_sources: tuple[str, ...] = INTERACTION_SOURCES
+    #: None: it has only calls that name it.
+    match: MatchConfig | None = Field(None, exclude_if=_is_none)
 
     @field_validator("interaction_sources")
     @classmethod
@@ -322,8 +374,8 @@ class OverloadConfig(_Document):
 class SchedulerConfig(_Document):
     """The whole document."""
 
-    #: Another number when older sidecars can't read the document.
-    format: Literal[1] = 1
+    #: Another number when older sidecars can't read the document: see `format_needed`.
+    format: Literal[1, 2] = 1
     pool: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]  #: "namespace/name"
     generation: Annotated[int, Field(ge=0)] = 0
     mode: ThrottlingMode = ThrottlingMode.ENFORCE
@@ -342,6 +394,10 @@ class SchedulerConfig(_Document):
         applications = _unique("applications", [a.name for a in self.applications])
         _unique("identity.api_keys", [k.digest for k in self.identity.api_keys])
         _unique("identity.headers", [f"{h.name}: {h.value}" for h in self.identity.headers])
+        for one in self.tenants:
+            for application in one.applications or ():
+                if application not in applications:
+                    raise ValueError(f"tenants: {one.name}: unknown application {application!r}")
         for key in self.identity.api_keys:
             if key.tenant not in tenants:
                 raise ValueError(f"identity.api_keys: unknown tenant {key.tenant!r}")
@@ -389,6 +445,16 @@ class SchedulerConfig(_Document):
             default_tenant=None if self.default_tenant is None else self.default_tenant.settings(),
             queue=core.TotalBounds(self.queue.max_requests, self.queue.max_bytes),
         )
+
+
+def format_needed(
+    tenants: Iterable[TenantConfig], applications: Iterable[ApplicationConfig]
+) -> Literal[1, 2]:
+    """The oldest format that has all that these say, so that sidecars of before read what they can. 2 came
+    with a tenant's `held`, `applications` and `user_sources` and an application's `match`.
+    """
+    new = any(t.held or t.applications is not None or t.user_sources is not None for t in tenants)
+    return 2 if new or any(a.match is not None for a in applications) else 1
 
 
 def algorithms_of(key: Mapping[str, JsonValue]) -> frozenset[Algorithm]:

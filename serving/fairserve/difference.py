@@ -245,7 +245,7 @@ def _validated(change: Difference, held: Held, edits: dict[str, _Edit]) -> Sched
                 }
     except ValueError as error:
         raise DifferenceError(f"set, put: {error}") from error
-    for path, names in _referred(edits).items():
+    for path, names in _referred(held, edits).items():
         removed = edits.get(path, _UNTOUCHED).removed
         for name in names - removed - lists[path].keys():
             if name in before.lists[path]:
@@ -253,8 +253,10 @@ def _validated(change: Difference, held: Held, edits: dict[str, _Edit]) -> Sched
     return SchedulerConfig.from_bytes(document_of({**before.fields, **fields}, lists, change.generation))
 
 
-def _referred(edits: dict[str, _Edit]) -> dict[str, set[str]]:
-    """The tenants and applications that what is put refers to."""
+def _referred(held: Held, edits: dict[str, _Edit]) -> dict[str, set[str]]:
+    """The tenants and applications that what is put refers to, and the applications of tenants that stay and
+    are referred to.
+    """
     tenants: set[str] = set()
     applications: set[str] = set()
     for path, edit in edits.items():
@@ -263,6 +265,13 @@ def _referred(edits: dict[str, _Edit]) -> dict[str, set[str]]:
             applications |= _texts(entry.get("application") for entry in edit.put.values())
         else:
             tenants |= _texts(edit.put.values())
+    known, put = held.entries["tenants"], edits.get("tenants", _UNTOUCHED).put
+    for tenant in put.values():
+        usable = tenant.get("applications")
+        applications |= _texts(usable if isinstance(usable, list) else ())
+    for name in tenants - put.keys():
+        if name in known:
+            applications |= set(known[name].applications or ())
     return {"tenants": tenants, "applications": applications}
 
 
@@ -279,12 +288,24 @@ def _keep_references(held: Held, edits: dict[str, _Edit]) -> None:
         ("tenants", ISSUERS, "tenant"),
     ):
         _keep(path, held.entries[path], edits.get(path), edits.get(referred, _UNTOUCHED).removed, of)
+    _keep_usable(held, edits)
     gone = edits.get("tenants", _UNTOUCHED).removed
     for name, issuer in held.entries[ISSUERS].items() if gone else ():
         # What is no part of the issuer any more is put anew or gone with it.
         if name in edits.get(ISSUERS, _UNTOUCHED).removed or _loses_tenants(edits, name):
             continue
         _keep(tenants_of(name), issuer.tenants or {}, edits.get(tenants_of(name)), gone, None)
+
+
+def _keep_usable(held: Held, edits: dict[str, _Edit]) -> None:
+    gone = edits.get("applications", _UNTOUCHED).removed
+    edit = edits.get("tenants", _UNTOUCHED)
+    if not gone or edit.replaced:
+        return
+    for name, tenant in held.entries["tenants"].items():
+        for application in tenant.applications or ():
+            if application in gone and name not in edit.put and name not in edit.removed:
+                raise DifferenceError(f"tenants: {name}: unknown application {application!r}")
 
 
 def _loses_tenants(edits: dict[str, _Edit], issuer: str) -> bool:

@@ -33,6 +33,14 @@ def token(**changes: Any) -> dict[str, Any]:
     return {"identity": [{"jwt": {**JWT["jwt"], **changes}}]}
 
 
+def users(*places: dict[str, str]) -> dict[str, Any]:
+    return {"users": {"from": list(places)}}
+
+
+def matching(*headers: dict[str, str]) -> dict[str, Any]:
+    return {"profile": PROFILE, "match": {"headers": list(headers)}}
+
+
 def prometheus(**fields: Any) -> dict[str, Any]:
     return {**POOL, "overload": {"prometheus": {"url": "https://prometheus:9090", **fields}}}
 
@@ -73,6 +81,38 @@ def manifest(kind: str, spec: dict[str, Any], name: str = "x") -> str:
         ("Tenant", token(claim=[], value="x"), "should have at least 1 items"),
         ("Tenant", {"identity": [{**JWT, "serviceAccount": {"namespace": "x"}}]}, "exactly one of apiKey"),
         ("Tenant", {"identity": [{"serviceAccount": {"name": "x"}}]}, "serviceAccount.namespace: Required"),
+        ("Tenant", {"applications": {}}, "exactly one of names, selector is allowed"),
+        ("Tenant", {"applications": {"names": ["a", "a"]}}, "Duplicate value"),
+        ("Tenant", {"applications": {"selector": {}}}, "selector.matchLabels: Required value"),
+        (
+            "Tenant",
+            {
+                "applications": {"names": ["a"]},
+                "identity": [{"apiKey": {"secretRef": ENTRY, "application": "b"}}],
+            },
+            "the application of an apiKey in identity must be among applications.names",
+        ),
+        ("Tenant", {"users": {}}, "spec.users.from: Required value"),
+        ("Tenant", users({"header": "x-u", "bodyField": "u"}), "exactly one of header, bodyField is allowed"),
+        ("Tenant", users({"header": "X-Upper"}), "spec.users.from[0].header"),
+        ("Tenant", users({"header": "authorization"}), "is a header with another meaning"),
+        ("Tenant", users({"header": "x-fairserve-tenant"}), "is a header with another meaning"),
+        ("Tenant", users({"bodyField": "a..b"}), "spec.users.from[0].bodyField"),
+        ("Tenant", users({"bodyField": "a"}, {"bodyField": "a"}), "an entry is there twice"),
+        (
+            "Application",
+            {"profile": PROFILE, "match": {}},
+            "at least one of models, paths, headers is needed",
+        ),
+        ("Application", {"profile": PROFILE, "match": {"models": []}}, "should have at least 1 items"),
+        ("Application", {"profile": PROFILE, "match": {"paths": ["/a?b"]}}, "spec.match.paths[0]"),
+        ("Application", matching({"name": "api-key", "value": "a"}), "is a header with another meaning"),
+        ("Application", matching({"name": "x-a"}), "spec.match.headers[0].value: Required value"),
+        (
+            "Application",
+            matching({"name": "x-a", "value": "1"}, {"name": "x-a", "value": "2"}),
+            "Duplicate value",
+        ),
         ("Application", {}, "spec.profile: Required value"),
         ("Application", {"profile": {**PROFILE, "mode": "Magic"}}, 'supported values: "Static", "Learned"'),
         ("Application", {"profile": {**PROFILE, "learning": {}}}, "learning applies to mode Learned only"),
@@ -178,6 +218,21 @@ def test_api_server_and_models_refuse_the_same(
         ("Application", {"profile": PROFILE, "interaction": {"idSources": list(INTERACTION_SOURCES)}}),
         ("Application", {"profile": PROFILE, "interaction": {"idSources": []}}),
         ("ServingPool", {**POOL, "queue": {"maxBytes": "16Gi"}, "hopTokens": [{"name": "s", "key": "k"}]}),
+        ("Tenant", {"applications": {"names": []}, "users": {"from": []}}),
+        ("Tenant", {"applications": {"selector": {"matchLabels": {"a.b/c": "d"}}}}),
+        (
+            "Tenant",
+            {
+                "applications": {"names": ["a"]},
+                "identity": [{"apiKey": {"secretRef": ENTRY, "application": "a"}}, JWT],
+            },
+        ),
+        ("Tenant", users({"header": "x-fairserve-user"}, {"bodyField": "metadata.user_id"}, {"header": "x"})),
+        (
+            "Application",
+            {"profile": PROFILE, "match": {"models": ["org/m:1"], "paths": ["/v1/score"]}},
+        ),
+        ("Application", matching({"name": "x-a", "value": "a b"}, {"name": "user-agent", "value": "x"})),
         ("ServingPool", POOL),
         ("ServingPool", {"poolRef": {"name": "vllm"}}),
         ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "for": "1h30m"}], "holdDown": "0s"}}),

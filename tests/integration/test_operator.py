@@ -155,6 +155,50 @@ def test_broken_tenants_are_told_and_the_others_work(served: Place) -> None:
     assert "keyless" in {key.tenant for key in sidecar.config.identity.api_keys}
 
 
+def test_labels_and_matches_of_applications_reach_every_sidecar(served: Place) -> None:
+    sidecar = served.pod("a")
+    match = {"models": ["big"]}
+    served.patch("applications", "chat", {"match": match})
+    served.patch(
+        "tenants",
+        "team-a",
+        {
+            "applications": {"selector": {"matchLabels": {"tier": "low"}}},
+            "users": {"from": [{"bodyField": "metadata.who"}]},
+        },
+    )
+    served.patch("tenants", "team-b", {"applications": {"names": ["chat", "nowhere"]}})
+
+    missing = served.until_condition("tenants", "team-b", "ResolvedRefs", "False")
+    assert 'spec.applications.names[1]: Tenant "team-b" may use Application "nowhere"' in missing["message"]
+    served.until_condition("applications", "chat", "Programmed", "True")
+    served.until_condition("tenants", "team-a", "Programmed", "True")
+
+    def usable() -> dict[str, tuple[str, ...] | None]:
+        return {tenant.name: tenant.applications for tenant in sidecar.config.tenants}
+
+    until(lambda: usable() == {"team-a": (), "team-b": ("chat",)}, "what each may use")
+    assert sidecar.config.tenants[0].user_sources == ("body:metadata.who",)
+    # A label alone changes no metadata.generation, and is followed all the same.
+    path = served.path("applications", "agent")
+    labels = {"metadata": {"labels": {"tier": "low"}}}
+    served.control_plane.request("PATCH", path, labels, content_type="application/merge-patch+json")
+    until(lambda: usable()["team-a"] == ("agent",), "the Application that was labelled")
+
+    # Of two objects made within one second the first by name is the older one.
+    profile = {"inputTokens": 1, "outputTokens": 1}
+    copy = {"kind": "Application", "metadata": {"name": "copy"}, "spec": {"profile": profile, "match": match}}
+    served.apply([{"apiVersion": "fairserve.dev/v1alpha1", **copy}])
+    lost = served.until_condition("applications", "copy", "Ready", "False")
+    assert 'Application "copy" and Application "chat"' in lost["message"]
+    assert served.until_condition("applications", "chat", "Conflicted", "True")["reason"] == "DuplicateMatch"
+    matched = {"agent": False, "chat": True, "copy": False}
+    until(
+        lambda: {a.name: a.match is not None for a in sidecar.config.applications} == matched,
+        "the copy without its match",
+    )
+
+
 def test_pod_that_comes_later_or_starts_anew_is_caught_up(served: Place) -> None:
     first = served.pod("a")
     served.until_condition("tenants", "team-a", "Programmed", "True")

@@ -11,7 +11,16 @@ from fairserve.engine import endpoints
 from fairserve.engine.endpoints import ENDPOINTS, Endpoint
 from fairserve.engine.requests import EngineRequest
 from fairserve.sidecar.configuration import read_document
-from tests.integration.sidecars import KEY_A, KEY_B, SALT, ask, document, metric, running_sidecar
+from tests.integration.sidecars import (
+    KEY_A,
+    KEY_B,
+    SALT,
+    ask,
+    control,
+    document,
+    metric,
+    running_sidecar,
+)
 
 ISSUER = "https://id.example"
 SIGNING_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -109,7 +118,7 @@ async def test_every_body_of_a_salted_tenant_is_salted_where_the_engine_knows_it
 async def test_strangers_body_is_not_read(sidecar, monkeypatch):
     read_bodies = []
 
-    def read(body, headers, *, trusted, cache_salt):
+    def read(body, headers, *, trusted, cache_salt, wanted):
         read_bodies.append(body)
         return EngineRequest(body)
 
@@ -118,3 +127,87 @@ async def test_strangers_body_is_not_read(sidecar, monkeypatch):
         answer = await ask(sidecar.data_address, key, {"for": key}, "/v1/responses")
         assert answer.status == status
     assert read_bodies == [b'{"for": "key-of-a"}']
+
+
+def with_applications(tenants: dict[str, dict] | None = None, **matches: dict):
+    """The usual document with matches of its applications, and more of some tenants."""
+    config = with_identity(tenants=tenants)
+    applications = [{**a.model_dump(), "match": matches.get(a.name)} for a in config.applications]
+    return document(
+        identity=config.identity.model_dump(),
+        tenants=[t.model_dump() for t in config.tenants],
+        applications=applications,
+    )
+
+
+async def test_application_of_others_is_refused_in_each_shape_before_the_engine_sees_it(tmp_path, engine):
+    config = with_applications({"a": {"applications": ["chat"]}}, agent={"models": ["big"]})
+    async with running_sidecar(tmp_path, engine, config) as sidecar:
+        address = sidecar.data_address
+        refused = await ask(address, KEY_A, {"model": "small"}, x_fairserve_application="agent")
+        assert refused.status == 403
+        assert refused.fields["error"]["code"] == "application_not_allowed"
+        assert refused.header("retry-after") is None
+        assert refused.header("x-fairserve-refused-reason") is None
+        matched = await ask(address, KEY_A, {"model": "big"}, "/v1/messages")
+        assert (matched.status, matched.fields["error"]["type"]) == (403, "permission_error")
+        assert "'agent'" in matched.fields["error"]["message"]
+        assert engine.seen == []
+        text = sidecar.metrics.exposition().decode()
+        assert metric(text, "fairserve_denied_requests_total", code="application_not_allowed") == 2
+        # Its own, nobody's, and those of a tenant that may use all.
+        for key, model, named in ((KEY_A, "s", "chat"), (KEY_A, "s", None), (KEY_B, "big", None)):
+            headers = {"x_fairserve_application": named} if named else {}
+            assert (await ask(address, key, {"model": model}, **headers)).status == 200
+        assert calls_of(sidecar) == {("a", "chat"): 1, ("a", "_default"): 1, ("b", "agent"): 1}
+
+
+def calls_of(sidecar) -> dict[tuple[str, str], float]:
+    """Completed calls by tenant and application."""
+    text = sidecar.metrics.exposition().decode()
+    found = {
+        (tenant, name): metric(
+            text, "fairserve_requests_total", tenant=tenant, application=name, outcome="completed"
+        )
+        for tenant in "ab"
+        for name in ("chat", "agent", "_default")
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+FORM = (
+    b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nbig\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n01\r\n--x--\r\n'
+)
+
+
+async def test_call_is_of_the_application_that_its_model_path_or_headers_match(tmp_path, engine):
+    config = with_applications(
+        chat={"models": ["big"]}, agent={"paths": ["/v1/embeddings"], "headers": {"x-kind": "agent"}}
+    )
+    async with running_sidecar(tmp_path, engine, config) as sidecar:
+        address = sidecar.data_address
+        await ask(address, KEY_A, {"model": "big"})
+        form = {"content_type": "multipart/form-data; boundary=x"}
+        await ask(address, KEY_A, FORM, "/v1/audio/transcriptions", **form)
+        await ask(address, KEY_A, {"model": "big"}, "/v1/embeddings?x=1", x_kind="agent")
+        await ask(address, KEY_A, {"model": "big"}, x_fairserve_application="agent")
+        await ask(address, KEY_A, {"input": "x"}, "/v1/embeddings")
+        assert calls_of(sidecar) == {("a", "chat"): 2, ("a", "agent"): 2, ("a", "_default"): 1}
+        assert engine.seen[2].header("x-kind") == "agent"
+
+
+async def test_users_are_told_apart_by_the_places_that_their_tenant_says(tmp_path, engine):
+    once = {"count": 1, "window_s": 600}
+    tenants = {"b": {"user_sources": ["body:metadata.who", "header:x-end-user"], "per_user": once}}
+    async with running_sidecar(tmp_path, engine, with_identity(tenants=tenants)) as sidecar:
+        armed = b'{"armed": true, "lease_s": 600, "reason": "a test"}'
+        assert (await control(sidecar, "PUT", "/overload", armed)).status == 200
+
+        async def status(body: dict, **headers: str) -> int:
+            return (await ask(sidecar.data_address, KEY_B, body, **headers)).status
+
+        assert await status({"metadata": {"who": "ann"}}, x_end_user="bob") == 200
+        assert await status({"metadata": {"who": "ann"}}, x_end_user="cid") == 429
+        assert await status({"user": "ann"}, x_end_user="bob", x_fairserve_user="ann") == 200
+        assert await status({"user": "dee"}, x_end_user="bob") == 429

@@ -35,6 +35,7 @@ from tests.unit.operator.builders import (
 
 SECRETS = ("s0", "s1", "s2")
 APPLICATIONS = ("chat", "agent", "broken-app", "gone")
+USER_SOURCES = ({"header": "x-user"}, {"bodyField": "user"}, {"bodyField": "metadata.who"})
 
 
 @st.composite
@@ -62,6 +63,7 @@ identities = st.one_of(
     st.builds(service_account, st.sampled_from(["ns-a", "ns-b"]), st.sampled_from([None, "app"])),
     st.just(jwt(issuer="https://one.example")),
 )
+some_labels = st.sampled_from([{"tier": "low"}, {"tier": "low", "kind": "web"}, {"tier": "high"}])
 limits = st.fixed_dictionaries({"count": st.integers(1, 9), "window": st.sampled_from(["1s", "1m"])})
 well_formed = st.fixed_dictionaries(
     {"identity": st.lists(identities, max_size=4)},
@@ -71,7 +73,18 @@ well_formed = st.fixed_dictionaries(
         "interactionLimits": st.fixed_dictionaries({"perUser": limits}),
         "prefixCacheGroup": st.sampled_from(["g", "h"]),
         "stopPolicy": st.sampled_from(["None", "Hold"]),
+        "applications": st.fixed_dictionaries({"names": st.lists(st.sampled_from(APPLICATIONS), unique=True)})
+        | st.fixed_dictionaries({"selector": st.fixed_dictionaries({"matchLabels": some_labels})}),
+        "users": st.fixed_dictionaries({"from": st.lists(st.sampled_from(USER_SOURCES), unique_by=str)}),
     },
+)
+matches = st.sampled_from(
+    [
+        {"models": ["m"]},
+        {"models": ["m", "n"]},
+        {"models": ["n", "m"]},
+        {"paths": ["/v1/completions"], "headers": [{"name": "x-kind", "value": "k"}]},
+    ]
 )
 well_formed_application = st.fixed_dictionaries(
     {
@@ -82,6 +95,7 @@ well_formed_application = st.fixed_dictionaries(
     },
     optional={
         "weight": st.floats(0.01, 100.0),
+        "match": matches,
         "interactionLimits": st.one_of(
             [st.fixed_dictionaries({}, optional={kind: limits}) for kind in ("perUser", "perTenant", "total")]
         ),
@@ -174,8 +188,12 @@ def namespaces(draw: st.DrawFn) -> Namespace:
         ),
         tenants=tuple(tenant(f"t{i}", created=draw(times), **spec) for i, spec in enumerate(specs)),
         applications=(
-            application("chat", **draw(well_formed_application)),
-            application("agent"),
+            application(
+                "chat", created=draw(times), labels=draw(some_labels), **draw(well_formed_application)
+            ),
+            application(
+                "agent", created=draw(times), labels=draw(some_labels), **draw(well_formed_application)
+            ),
             application("broken-app", weight=0),
         ),
         digests={SecretRef(NAMESPACE, name, "api-key"): draw(mostly(usable, problems)) for name in SECRETS},
@@ -272,8 +290,8 @@ def unnoted(result: Compiled) -> Compiled:
 
 
 def without(config: SchedulerConfig, name: str) -> dict[str, Any]:
-    """A document without everything that is one tenant's."""
-    content = config.model_dump()
+    """A document without everything that is one tenant's, and whichever format that needs."""
+    content = config.model_dump(exclude={"format"})
     identity = content["identity"]
     content["tenants"] = [t for t in content["tenants"] if t["name"] != name]
     for kind in ("api_keys", "headers"):
@@ -290,7 +308,7 @@ def without(config: SchedulerConfig, name: str) -> dict[str, Any]:
 
 FIELDS = """
     identity jwt apiKey secretRef name key weight queue maxBytes profile mode interaction idSources selector
-    matchLabels hopTokens claim value overload signals
+    matchLabels hopTokens claim value overload signals match models headers applications names users from
 """
 words = st.sampled_from(FIELDS.split())
 anything = st.recursive(
@@ -345,9 +363,45 @@ def test_whoever_lacks_an_identity_is_told(namespace: Namespace) -> None:
                 for value, name in (issuer.tenants or {None: issuer.tenant}).items()
                 if name == t.key.name
             ]
-            assert (len(has) + len(has_headers) + len(has_tokens) == len(t.spec.get("identity", ()))) == (
-                resolved.status == "True"
-            )
+            listed = t.spec.get("applications", {}).get("names", ())
+            (usable,) = (each.applications for each in result.config.tenants if each.name == t.key.name)
+            whole = len(has) + len(has_headers) + len(has_tokens) == len(t.spec.get("identity", ()))
+            assert (whole and set(listed) <= set(usable or ())) == (resolved.status == "True")
+
+
+@given(namespaces())
+def test_a_match_is_the_oldest_applications_and_whoever_lacks_it_is_told(namespace: Namespace) -> None:
+    result = namespace.compile()
+    if result.config is None:
+        return
+    has = {a.name for a in result.config.applications if a.match is not None}
+    for one in namespace.applications:
+        if "match" not in one.spec or result.conditions[one.key][0].status != "True":
+            continue
+        rivals = [
+            other
+            for other in namespace.applications
+            if other is not one
+            and "match" in other.spec
+            and sorted(str(sorted(map(str, each))) for each in other.spec["match"].values())
+            == sorted(str(sorted(map(str, each))) for each in one.spec["match"].values())
+        ]
+        wins = all((one.created, one.key.name) < (rival.created, rival.key.name) for rival in rivals)
+        assert (one.key.name in has) == wins == (result.conditions[one.key][1].status == "True")
+        assert any(c.type == CONFLICTED for c in result.conditions[one.key]) == bool(rivals)
+
+
+@given(namespaces(), well_formed_application, some_labels)
+def test_a_younger_application_takes_no_match_from_anybody(
+    namespace: Namespace, spec: dict[str, Any], labels: dict[str, str]
+) -> None:
+    younger = application("zz-app", created="2030-01-01T00:00:00Z", labels=labels, **spec)
+    before, after = namespace.compile().config, namespace.joined_by(younger).compile().config
+    if before is not None:
+        assert after is not None
+        assert [a for a in after.applications if a.name != "zz-app"] == list(before.applications)
+        for old, new in zip(before.tenants, after.tenants, strict=True):
+            assert set(new.applications or ()) - {"zz-app"} == set(old.applications or ())
 
 
 @given(namespaces())
@@ -382,10 +436,12 @@ def test_a_shared_key_is_the_oldest_tenants_and_every_claimant_is_told(namespace
     holders = {key.digest: key.tenant for key in result.config.identity.api_keys}
     by_name = {t.key.name: t for t in namespace.tenants if result.conditions[t.key][0].status == "True"}
     claimed: dict[str, list[tuple[str, str]]] = {}
+    usable = {t.name: t.applications for t in result.config.tenants}
     for name, t in by_name.items():
+        its = {"chat", "agent"} if usable[name] is None else set(usable[name] or ())
         for identity in t.spec.get("identity", ()):
             key = identity.get("apiKey")
-            if key is None or key.get("application") not in (None, "chat", "agent"):
+            if key is None or key.get("application") not in {None, *its & {"chat", "agent"}}:
                 continue
             digest = namespace.digests.get(SecretRef(NAMESPACE, key["secretRef"]["name"], "api-key"))
             if digest is not None and not isinstance(digest, SecretProblem):

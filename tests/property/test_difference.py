@@ -7,6 +7,7 @@ where that can't be read.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,8 @@ from pydantic import ValidationError
 
 from fairserve.config import SchedulerConfig, canonical_json, key_digest
 from fairserve.difference import Difference, DifferenceError, Held, WrongBaseError, apply, diff
+from fairserve.engine.requests import EngineRequest
+from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.configuration import DocumentError, read_difference, read_document
 from fairserve.sidecar.identity import IdentityTable, Memory
 
@@ -37,15 +40,45 @@ def one_of_each(strategy: st.SearchStrategy[dict], *fields: str) -> st.SearchStr
     return st.lists(strategy, unique_by=lambda entry: tuple(entry[f] for f in fields), max_size=4)
 
 
-tenants = st.fixed_dictionaries({"name": names, "weight": weights, "per_user": limits, "cache_salt": salts})
+matches = st.sampled_from(
+    [
+        None,
+        {"models": ["m"]},
+        {"models": ["m", "n"], "paths": ["/v1/completions"]},
+        {"paths": ["/v1/completions"]},
+        {"headers": {"x-b": "2", "x-c": "1"}},
+    ]
+)
 applications = st.fixed_dictionaries(
-    {"name": names, "input_tokens": st.integers(1, 9), "output_tokens": st.just(1)}
+    {
+        "name": names,
+        "input_tokens": st.integers(1, 9),
+        "output_tokens": st.just(1),
+        "interaction_sources": st.sampled_from([["header:x-i"], ["traceparent"]]),
+        "match": matches,
+    }
 )
 
 
-def keys(of: st.SearchStrategy[str]) -> st.SearchStrategy[dict]:
+def tenants(usable: Sequence[str]) -> st.SearchStrategy[dict]:
+    some = st.lists(st.sampled_from(usable), unique=True) if usable else st.just([])
+    return st.fixed_dictionaries(
+        {
+            "name": names,
+            "weight": weights,
+            "per_user": limits,
+            "cache_salt": salts,
+            "held": st.booleans(),
+            "applications": st.none() | some,
+            "user_sources": st.sampled_from([None, [], ["header:x-u", "body:a.b"], ["body:a.b"]]),
+        }
+    )
+
+
+def keys(of: st.SearchStrategy[str], pinned: Sequence[str]) -> st.SearchStrategy[dict]:
     digests = st.sampled_from([key_digest(SALTS[0], name) for name in NAMES])
-    return st.fixed_dictionaries({"digest": digests, "tenant": of})
+    pins = st.none() | st.sampled_from(pinned) if pinned else st.none()
+    return st.fixed_dictionaries({"digest": digests, "tenant": of, "application": pins})
 
 
 def headers(of: st.SearchStrategy[str]) -> st.SearchStrategy[dict]:
@@ -69,28 +102,49 @@ def issuers(draw: st.DrawFn, of: st.SearchStrategy[str]) -> dict[str, Any]:
 
 
 @st.composite
-def documents(draw: st.DrawFn, generation: int | None = None) -> SchedulerConfig:
-    its = draw(one_of_each(tenants, "name"))
+def documents(
+    draw: st.DrawFn,
+    generation: int | None = None,
+    apps: list[dict[str, Any]] | None = None,
+    its: list[dict[str, Any]] | None = None,
+) -> SchedulerConfig:
+    """`apps` and `its` are Applications and Tenants of another one that this one has as well."""
+    apps = draw(one_of_each(applications, "name")) if apps is None else apps
+    called = [each["name"] for each in apps]
+    its = draw(one_of_each(tenants(called), "name")) if its is None else its
     of = st.sampled_from([tenant["name"] for tenant in its] or ["-"])
     size = bool(its)
     return SchedulerConfig.model_validate(
         {
+            "format": draw(st.sampled_from([1, 2])),
             "pool": "default/llm",
             "generation": draw(st.integers(0, 5)) if generation is None else generation,
             "mode": draw(st.sampled_from(["Enforce", "Shadow"])),
             "scheduler": {"normalisation": draw(st.sampled_from([0.5, 1.0]))},
             "default_tenant": draw(st.none() | st.just({"name": "default"})),
             "tenants": its,
-            "applications": draw(one_of_each(applications, "name")),
+            "applications": apps,
             "identity": {
                 "salt": draw(st.sampled_from(SALTS)),
                 "trusted_proxies": draw(st.lists(st.sampled_from(["10.0.0.0/8", "::1/128"]), unique=True)),
-                "api_keys": draw(one_of_each(keys(of), "digest")) if size else [],
+                "api_keys": draw(one_of_each(keys(of, called), "digest")) if size else [],
                 "headers": draw(one_of_each(headers(of), "name", "value")) if size else [],
                 "token_issuers": draw(one_of_each(issuers(of), "issuer")) if size else [],
             },
         }
     )
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> list[SchedulerConfig]:
+    """Documents of which each may have the applications, and the tenants, of the one before."""
+    chain = [draw(documents(generation=0))]
+    for generation in range(1, draw(st.integers(2, 5))):
+        before = chain[-1].model_dump(mode="json")
+        apps = before["applications"] if draw(st.booleans()) else None
+        its = before["tenants"] if apps is not None and draw(st.booleans()) else None
+        chain.append(draw(documents(generation, apps, its)))
+    return chain
 
 
 def travelled(change: Difference) -> Difference:
@@ -127,13 +181,30 @@ def answers(table: IdentityTable) -> list[object]:
         for head in heads
         for trusted in (True, False)
     ]
-    return [*said, table.header_names, table.trusts("10.0.0.1")]
+    callers = [caller for claim in said if isinstance(claim, Claim) for caller in called_by(table, claim)]
+    ambiguous = [(b"x-b", b"2"), (b"x-b", b"1")]
+    twice = table.authenticate(ambiguous, dict(ambiguous), Memory(table, "10.0.0.1"), trusted=False)
+    return [*said, *callers, twice, table.header_names, table.trusts("10.0.0.1")]
+
+
+def called_by(table: IdentityTable, claim: Claim) -> list[object]:
+    """Who a claim's calls are, of every application and user that may be."""
+    asked = EngineRequest(b"", user="u", said={("model",): "m", ("a", "b"): "v"})
+    heads = [{b"x-fairserve-application": name.encode()} for name in NAMES]
+    heads += [{b"x-b": b"2", b"x-c": b"1"}, {b"x-u": b"w", b"x-i": b"i"}]
+    targets = (b"/v1/completions", b"/v1/embeddings?x")
+    said = [
+        table.identify(claim, head, request, trusted=False, target=target)
+        for head in heads
+        for request in (asked, EngineRequest(b""))
+        for target in targets
+    ]
+    return [*said, table.wanted(claim)]
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(documents(generation=0), min_size=2, max_size=5))
+@given(chains())
 def test_a_chain_of_differences_is_as_the_last_document_read_whole(chain: list[SchedulerConfig]) -> None:
-    chain = [document.model_copy(update={"generation": n}) for n, document in enumerate(chain)]
     running = read_document(chain[0].to_bytes())
     for old, new in pairwise(chain):
         running = read_difference(diff(old, new).to_bytes(), running)
@@ -159,16 +230,18 @@ LISTS = {
     "identity.api_keys": ("digest",),
     "identity.headers": ("name", "value"),
 }
-strange = st.sampled_from([{"wieght": 1}, {"weight": 0}, {"tenant": "nobody"}, {"tenant": [1]}, {"name": 5}])
+strange = st.sampled_from(
+    [{"wieght": 1}, {"weight": 0}, {"tenant": "nobody"}, {"tenant": [1]}, {"name": 5}, {"applications": [[]]}]
+)
 
 
 @st.composite
 def edits(draw: st.DrawFn) -> dict[str, Any]:
     """What may be put and removed, and mostly may not."""
-    made = {
-        "tenants": tenants,
+    made: dict[str, st.SearchStrategy[dict]] = {
+        "tenants": tenants(NAMES),
         "applications": applications,
-        "identity.api_keys": keys(names),
+        "identity.api_keys": keys(names, NAMES),
         "identity.headers": headers(names),
     }
     put: dict[str, list[dict]] = {}
@@ -242,7 +315,9 @@ def test_an_edit_is_applied_exactly_where_the_whole_could_be_read(
             read_difference(canonical_json(change), running)
     else:
         made = read_difference(canonical_json(change), running)
-        assert parts(made.held) == parts(read_document(expected.to_bytes()).held)
+        whole = read_document(expected.to_bytes())
+        assert parts(made.held) == parts(whole.held)
+        assert answers(made.table) == answers(whole.table)
     assert (parts(running.held), answers(running.table)) == before
 
 
@@ -333,3 +408,55 @@ def test_a_change_of_issuers_that_makes_no_sense_is_refused(change: dict, raised
     sensible = diff(old, with_accounts(2, {"ns": "a"}, "a", "b"))
     with pytest.raises(raised):
         apply(sensible.model_copy(update=change), Held.of(old))
+
+
+def with_applications(generation: int, usable: list[str], *called: str) -> SchedulerConfig:
+    fields = document(generation, "a", "b").model_dump()
+    fields["tenants"][0]["applications"] = usable
+    its = [{"name": name, "input_tokens": 1, "output_tokens": 1} for name in called]
+    return SchedulerConfig.model_validate({**fields, "applications": its})
+
+
+@pytest.mark.parametrize(
+    ("change", "raised"),
+    [
+        ({"remove": {"applications": ["chat"]}}, DifferenceError),
+        ({"set": {"applications": []}}, DifferenceError),
+        ({"remove": {"applications": ["chat"]}, "put": {"tenants": [{"name": "b"}]}}, DifferenceError),
+        (
+            {
+                "remove": {"applications": ["chat"]},
+                "put": {"tenants": [{"name": "a", "applications": ["chat"]}]},
+            },
+            ValidationError,
+        ),
+        ({"put": {"tenants": [{"name": "b", "applications": ["nope"]}]}}, ValidationError),
+        ({"put": {"tenants": [{"name": "b", "applications": "chat"}]}}, ValidationError),
+        ({"put": {"tenants": [{"name": "b", "applications": [["chat"]]}]}}, ValidationError),
+        ({"put": {"tenants": [{"name": "b", "applications": ["chat", "chat"]}]}}, ValidationError),
+    ],
+)
+def test_a_tenants_application_that_is_gone_or_never_was_is_refused(
+    change: dict, raised: type[Exception]
+) -> None:
+    old = with_applications(1, ["chat"], "agent", "chat")
+    sensible = diff(old, with_applications(2, ["chat"], "agent", "chat"))
+    with pytest.raises(raised):
+        apply(sensible.model_copy(update=change), Held.of(old))
+
+
+def test_what_a_tenant_may_use_goes_with_its_applications() -> None:
+    old = with_applications(1, ["chat"], "agent", "chat")
+    for usable, called in ((["agent"], ["agent"]), ([], []), (["new"], ["chat", "new"])):
+        new = with_applications(2, usable, *called)
+        assert apply(travelled(diff(old, new)), Held.of(old)).config == new
+
+
+def test_a_key_of_a_tenant_that_may_use_some_applications_travels_alone() -> None:
+    old = with_applications(1, ["chat"], "chat")
+    key = {"digest": key_digest(SALTS[0], "k"), "tenant": "a"}
+    fields = with_applications(2, ["chat"], "chat").model_dump()
+    new = SchedulerConfig.model_validate({**fields, "identity": {"salt": SALTS[0], "api_keys": [key]}})
+    change = diff(old, new)
+    assert (change.set, change.remove, list(change.put)) == ({}, {}, ["identity.api_keys"])
+    assert apply(change, Held.of(old)).config == new

@@ -14,13 +14,16 @@ from fairserve.config import (
     IdentityConfig,
     LearningConfig,
     LimitConfig,
+    MatchConfig,
     SchedulerConfig,
     TenantConfig,
+    format_needed,
     key_digest,
 )
 from fairserve.core import settings as core
 
 SALT = "5a" * 16
+CHAT = {"name": "chat", "input_tokens": 1, "output_tokens": 1}
 
 
 def document(**changes):
@@ -152,3 +155,53 @@ def test_unset_bounds_are_the_cores_own():
     assert LearningConfig() == LearningConfig(
         min_samples=core.Learning().min_samples, max_factor_per_hour=core.Learning().max_factor_per_hour
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tenants": [{"name": "a", "applications": ["nope"]}]}, "tenants: a: unknown application 'nope'"),
+        ({"tenants": [{"name": "a", "applications": ["chat", "chat"]}]}, "'chat' appears twice"),
+        ({"tenants": [{"name": "a", "user_sources": ["header:X-Upper"]}]}, "'header:X-Upper' is neither"),
+        ({"tenants": [{"name": "a", "user_sources": ["body:a..b"]}]}, "'body:a..b' is neither"),
+        ({"tenants": [{"name": "a", "user_sources": ["body:a", "body:a"]}]}, "'body:a' appears twice"),
+        ({"applications": [{**CHAT, "match": {}}]}, "at least one of models, paths and headers"),
+        ({"applications": [{**CHAT, "match": {"headers": {"X-Upper": "1"}}}]}, "match.headers"),
+    ],
+)
+def test_who_may_use_what_is_refused_by_name_where_it_makes_no_sense(change, message):
+    with pytest.raises(ValidationError, match=message):
+        document(**change)
+
+
+#: A document as it was before `held`, `applications`, `user_sources` and `match`, whole and with its hash.
+OLD = (
+    b'{"applications":[{"idle_timeout_s":300.0,"input_tokens":100.0,"interaction_sources":["traceparent"],'
+    b'"learning":null,"max_calls":100,"max_duration_s":3600.0,"name":"chat","output_tokens":50.0,'
+    b'"per_tenant":null,"per_user":null,"system_tokens":0.0,"total":null,"weight":1.0}],'
+    b'"default_tenant":null,"format":1,"generation":3,"identity":{"api_keys":[],"headers":[],'
+    b'"hop_tokens":[],"salt":"5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a","token_issuers":[],"trusted_proxies":[]},'
+    b'"mode":"Enforce","overload":{"arm_locally":false,"hold_down_s":10.0,"on_stale":"Hold",'
+    b'"stale_after_s":30.0},"pool":"default/llm","queue":{"max_bytes":8589934592,"max_requests":1000000},'
+    b'"scheduler":{"continuation_head_start":1.0,"normalisation":0.8,"policy":"FairServe","token_weights":'
+    b'{"cached":0.1,"input":1.0,"output":2.0,"system":1.0}},"tenants":[{"cache_salt":null,'
+    b'"max_queued_bytes":1073741824,"max_queued_bytes_per_user":null,"max_queued_requests":10000,'
+    b'"max_queued_requests_per_user":null,"max_wait_s":600.0,"name":"a","per_user":null,"total":null,'
+    b'"weight":1.0}]}'
+)
+OLD_HASH = "db7ac4d2a4d65f611d03293bca7dced3cea3c318e0d70d0cda7017fa1479ccfc"
+
+
+def test_document_of_before_is_read_and_stays_what_it_was():
+    """Else a newer operator and an older sidecar, or the other way round, would disagree on every hash."""
+    read = SchedulerConfig.from_bytes(OLD)
+    assert (read.to_bytes(), read.content_hash) == (OLD, OLD_HASH)
+
+
+def test_format_tells_older_sidecars_what_they_cannot_read():
+    plain, bare = TenantConfig(name="a"), ApplicationConfig(**CHAT)
+    assert format_needed([plain], [bare]) == 1
+    assert format_needed([plain, TenantConfig(name="b", held=True)], [bare]) == 2
+    assert format_needed([plain, TenantConfig(name="b", applications=())], [bare]) == 2
+    assert format_needed([plain, TenantConfig(name="b", user_sources=())], [bare]) == 2
+    assert format_needed([plain], [ApplicationConfig(**CHAT, match=MatchConfig(models=("m",)))]) == 2

@@ -1,7 +1,8 @@
 """Whose callers are whose: identities of all Tenants of a namespace, resolved against each other.
 
 An identity that does not resolve is left out and its Tenant stays with the others it has. An identity that
-two Tenants claim belongs to the older one; both are told.
+two Tenants claim belongs to the older one; both are told. So it is with the Applications that a Tenant may
+use, and with the match that two Applications have.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from typing import NamedTuple, TypeAlias
 from fairserve.config import ApiKeyConfig, HeaderIdentityConfig
 from fairserve_operator.api.v1alpha1 import (
     ApiKey,
+    ApplicationSpec,
     HeaderIdentity,
     JwtIdentity,
     SecretKeyRef,
     ServiceAccountIdentity,
     ServingPoolSpec,
+    TenantApplications,
     TenantSpec,
 )
+from fairserve_operator.decide.applications import Applications, match_text
 from fairserve_operator.decide.issuers import CLUSTER_TERMS, Issuer, Terms, account_value, jwt_terms
 from fairserve_operator.decide.jwks import CLUSTER, PENDING, Keys, KeysProblem
 from fairserve_operator.decide.resources import (
     APPLICATION,
     ObjectKey,
+    Parsed,
     Resource,
     SecretProblem,
     SecretRef,
@@ -33,6 +38,7 @@ from fairserve_operator.decide.resources import (
 )
 
 DUPLICATE = "DuplicateIdentity"
+SAME_MATCH = "DuplicateMatch"
 ISSUER = "IssuerConflict"
 
 Digests: TypeAlias = Mapping[SecretRef, "str | SecretProblem"]
@@ -52,6 +58,10 @@ class Claims:
 
     api_keys: dict[ObjectKey, list[ApiKeyConfig]] = field(default_factory=dict)
     headers: dict[ObjectKey, list[HeaderIdentityConfig]] = field(default_factory=dict)
+    #: Names of the Applications that a Tenant may use, sorted; who may use all is not in it.
+    applications: dict[ObjectKey, tuple[str, ...]] = field(default_factory=dict)
+    #: Applications whose match is an older one's.
+    matchless: set[ObjectKey] = field(default_factory=set)
     issuers: dict[str, Issuer] = field(default_factory=dict)
     problems: dict[ObjectKey, list[Problem]] = field(default_factory=dict)
     conflicts: dict[ObjectKey, list[Problem]] = field(default_factory=dict)
@@ -60,7 +70,7 @@ class Claims:
 
 
 class _Holder(NamedTuple):
-    tenant: ObjectKey
+    object: ObjectKey
     path: str
 
 
@@ -71,23 +81,26 @@ def secret_ref(owner: Resource, ref: SecretKeyRef) -> SecretRef:
 
 def resolve(
     tenants: Iterable[tuple[Resource, TenantSpec]],
-    applications: Mapping[str, bool],
+    applications: Sequence[Parsed[ApplicationSpec]],
     digests: Digests,
     keys: Keys,
 ) -> Claims:
-    """Resolve the identities of well-formed Tenants, given oldest first.
+    """Resolve the identities of well-formed Tenants and the matches of Applications, both given oldest first.
 
-    `keys` has what is known of each source of keys, `applications` the namespace's Applications by name
-    and whether each is accepted.
+    `keys` has what is known of each source of keys.
     """
     claims = Claims()
+    _claim_matches(claims, applications)
+    known = Applications(applications)
     holders: dict[str, _Holder] = {}
     tokens = _Tokens(claims, keys)
     for tenant, spec in tenants:
+        if spec.applications is not None:
+            claims.applications[tenant.key] = _usable(claims, tenant.key, spec.applications, known)
         for index, identity in enumerate(spec.identity):
             path = f"spec.identity[{index}]"
             if identity.api_key is not None:
-                _claim_key(claims, holders, tenant, f"{path}.apiKey", identity.api_key, applications, digests)
+                _claim_key(claims, holders, tenant, f"{path}.apiKey", identity.api_key, known, digests)
             elif identity.header is not None:
                 _claim_header(claims, holders, tenant, f"{path}.header", identity.header)
             elif identity.jwt is not None:
@@ -103,11 +116,11 @@ def _claim_key(
     tenant: Resource,
     path: str,
     key: ApiKey,
-    applications: Mapping[str, bool],
+    applications: Applications,
     digests: Digests,
 ) -> None:
     digest = digests.get(secret_ref(tenant, key.secret_ref), SecretProblem.SECRET_MISSING)
-    problem = _application_problem(path, key.application, applications)
+    problem = _pin_problem(path, key.application, applications, claims.applications.get(tenant.key))
     if isinstance(digest, SecretProblem):
         problem = _secret_problem(f"{path}.secretRef", key.secret_ref, digest)
     if problem is not None:
@@ -131,29 +144,70 @@ def _claim_header(
 
 
 def _holds(
-    claims: Claims, holders: dict[str, _Holder], claim: str, tenant: ObjectKey, path: str, what: str
+    claims: Claims,
+    holders: dict[str, _Holder],
+    claim: str,
+    claimant: ObjectKey,
+    path: str,
+    what: str,
+    reason: str = DUPLICATE,
 ) -> bool:
-    """Whether the tenant is the first to claim it. If not, both are told."""
-    mine = _Holder(tenant, path)
+    """Whether the claimant is the first to claim it. If not, both are told."""
+    mine = _Holder(claimant, path)
     holder = holders.setdefault(claim, mine)
     if holder is mine:
         return True
-    if holder.tenant == tenant:
+    if holder.object == claimant:
         message = f"{path}: the same {what} as {holder.path}"
-        claims.problems.setdefault(tenant, []).append(Problem(DUPLICATE, message))
+        claims.problems.setdefault(claimant, []).append(Problem(reason, message))
     else:
-        verdict = f"have the same {what}; {holder.tenant} keeps it"
-        _lose(claims, _Holder(tenant, path), holder, DUPLICATE, verdict)
+        verdict = f"have the same {what}; {holder.object} keeps it"
+        _lose(claims, mine, holder, reason, verdict)
     return False
 
 
 def _lose(claims: Claims, loser: _Holder, winner: _Holder, reason: str, verdict: str) -> None:
-    """Leave the loser's identity out, and tell both."""
-    lost = Problem(reason, f"{loser.path}: {loser.tenant} and {winner.tenant} ({winner.path}) {verdict}")
-    kept = Problem(reason, f"{winner.path}: {winner.tenant} and {loser.tenant} ({loser.path}) {verdict}")
-    claims.conflicts.setdefault(loser.tenant, []).append(lost)
-    claims.conflicts.setdefault(winner.tenant, []).append(kept)
-    claims.problems.setdefault(loser.tenant, []).append(lost)
+    """Leave what the loser claims out, and tell both."""
+    lost = Problem(reason, f"{loser.path}: {loser.object} and {winner.object} ({winner.path}) {verdict}")
+    kept = Problem(reason, f"{winner.path}: {winner.object} and {loser.object} ({loser.path}) {verdict}")
+    claims.conflicts.setdefault(loser.object, []).append(lost)
+    claims.conflicts.setdefault(winner.object, []).append(kept)
+    claims.problems.setdefault(loser.object, []).append(lost)
+
+
+def _claim_matches(claims: Claims, applications: Iterable[Parsed[ApplicationSpec]]) -> None:
+    holders: dict[str, _Holder] = {}
+    for application in applications:
+        if application.spec is None or application.spec.match is None:
+            continue
+        key = application.resource.key
+        match = match_text(application.resource, application.spec.match)
+        if not _holds(claims, holders, match, key, "spec.match", "match", SAME_MATCH):
+            claims.matchless.add(key)
+
+
+def _usable(
+    claims: Claims, tenant: ObjectKey, wanted: TenantApplications, applications: Applications
+) -> tuple[str, ...]:
+    """Which of the Applications that a Tenant lists or selects there are; the others are told."""
+    if wanted.selector is not None:
+        selected = applications.selected(wanted.selector.match_labels)
+        if not selected:
+            message = "spec.applications.selector: no Application that is accepted has these labels"
+            claims.notes.setdefault(tenant, []).append(Problem("NothingSelected", message))
+        return selected
+    usable: list[str] = []
+    for index, name in enumerate(wanted.names or ()):
+        lack = applications.lack(name)
+        if lack is None:
+            usable.append(name)
+        else:
+            what = "is not accepted" if lack == "ApplicationNotAccepted" else "is not found"
+            message = (
+                f'spec.applications.names[{index}]: {tenant} may use {APPLICATION} "{name}", which {what}'
+            )
+            claims.problems.setdefault(tenant, []).append(Problem(lack, message))
+    return tuple(sorted(usable))
 
 
 class _Tokens:
@@ -195,11 +249,11 @@ class _Tokens:
         known.tenants[value] = tenant.name
 
     def _disagree(self, mine: _Holder, holder: _Holder, issuer: str, fields: str) -> None:
-        if holder.tenant == mine.tenant:
+        if holder.object == mine.object:
             message = f"{mine.path}: {fields} of issuer {issuer} differ from {holder.path}"
-            self._claims.problems.setdefault(mine.tenant, []).append(Problem(ISSUER, message))
+            self._claims.problems.setdefault(mine.object, []).append(Problem(ISSUER, message))
         else:
-            verdict = f"differ in {fields} of issuer {issuer}; what {holder.tenant} says counts"
+            verdict = f"differ in {fields} of issuer {issuer}; what {holder.object} says counts"
             _lose(self._claims, mine, holder, ISSUER, verdict)
 
     def _tell(self, tenant: ObjectKey, path: str, problem: KeysProblem) -> None:
@@ -220,12 +274,20 @@ def hop_tokens(pool: Resource, spec: ServingPoolSpec, digests: Digests) -> tuple
     return sorted(good), problems
 
 
-def _application_problem(path: str, name: str | None, applications: Mapping[str, bool]) -> Problem | None:
-    if name is None or applications.get(name):
+def _pin_problem(
+    path: str, name: str | None, applications: Applications, usable: tuple[str, ...] | None
+) -> Problem | None:
+    """What stands against a key's being for this Application alone. `usable`: None for all."""
+    if name is None:
         return None
-    what = "is not accepted" if name in applications else "not found"
-    reason = "ApplicationNotAccepted" if name in applications else "ApplicationMissing"
-    return Problem(reason, f'{path}.application: {APPLICATION} "{name}" {what}')
+    lack = applications.lack(name)
+    if lack is not None:
+        what = "is not accepted" if lack == "ApplicationNotAccepted" else "not found"
+        return Problem(lack, f'{path}.application: {APPLICATION} "{name}" {what}')
+    if usable is not None and name not in usable:
+        message = f'{path}.application: {APPLICATION} "{name}" is not among those of spec.applications'
+        return Problem("ApplicationNotAllowed", message)
+    return None
 
 
 def _secret_problem(path: str, ref: SecretKeyRef, problem: SecretProblem) -> Problem:

@@ -2,7 +2,8 @@
 
 Pure, total and canonical: any permutation of the inputs gives equal bytes, and an object that is broken
 changes nothing but its own conditions. Conflicts are won by the oldest object, then by name.
-Accepted=False means that the object is left out whole; ResolvedRefs=False that some identities are.
+Accepted=False means that the object is left out whole; ResolvedRefs=False that some of what it names is, or
+the match that an older Application has.
 """
 
 from __future__ import annotations
@@ -36,11 +37,18 @@ from fairserve_operator.decide.inference_pools import InferencePools, Selection,
 from fairserve_operator.decide.issuers import contributions, sources
 from fairserve_operator.decide.jwks import Keys, KeySource
 from fairserve_operator.decide.limits import NEVER_BINDS, never_binding
-from fairserve_operator.decide.resources import ObjectKey, Resource, SecretProblem, SecretRef, remembered
+from fairserve_operator.decide.resources import (
+    ObjectKey,
+    Parsed,
+    Resource,
+    SecretProblem,
+    SecretRef,
+    remembered,
+)
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 from fairserve_operator.decide.selectors import SelectorConflicts, selector_conflicts
 from fairserve_operator.decide.signals import OverloadPlan, overload_plan, prometheus_refs
-from fairserve_operator.decide.specs import Parsed, joined, oldest_first, parse
+from fairserve_operator.decide.specs import joined, oldest_first, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,21 +152,17 @@ def compile_pool(
     spec = next(p.spec for p in parsed if p.resource.key == pool.key)
     if spec is None or pool.key in conflicts.lost:
         return Compiled(None, None, None, conditions, observed, {})
+    claims = namespace.claims
     tenant_configs = {
-        p.resource.key: remembered(
-            p.resource, ("config", salt), partial(tenant_config, p.resource.key.name, p.spec, salt)
-        )
+        p.resource.key: _tenant_config(p.resource, p.spec, salt, claims.applications.get(p.resource.key))
         for p in namespace.tenants
         if p.spec
     }
     app_configs = {
-        p.resource.key: remembered(
-            p.resource, "config", partial(application_config, p.resource.key.name, p.spec)
-        )
+        p.resource.key: _application_config(p.resource, p.spec, p.resource.key not in claims.matchless)
         for p in namespace.applications
         if p.spec
     }
-    claims = namespace.claims
     tokens, _ = hop_tokens(pool, spec, digests)
     token_parts = contributions(claims.issuers)
     return Compiled(
@@ -183,7 +187,7 @@ def compile_pool(
                 if p.spec
             },
             **{
-                p.resource.key: remembered(p.resource, "part", partial(_part, app_configs[p.resource.key]))
+                p.resource.key: _application_part(p.resource, app_configs[p.resource.key])
                 for p in namespace.applications
                 if p.spec
             },
@@ -214,7 +218,7 @@ def _judge(
     parsed_applications = [parse(a, ApplicationSpec) for a in oldest_first(applications, namespace)]
     claims = resolve(
         [(p.resource, p.spec) for p in parsed_tenants if p.spec],
-        {p.resource.key.name: p.spec is not None for p in parsed_applications},
+        parsed_applications,
         digests,
         keys,
     )
@@ -225,7 +229,7 @@ def _judge(
 def _namespace_conditions(namespace: _Namespace) -> dict[ObjectKey, tuple[Condition, ...]]:
     found: dict[ObjectKey, tuple[Condition, ...]] = {
         **{p.resource.key: _tenant_conditions(p, namespace.claims) for p in namespace.tenants},
-        **{p.resource.key: _own_conditions(p) for p in namespace.applications},
+        **{p.resource.key: _claim_conditions(p, namespace.claims) for p in namespace.applications},
     }
     for key, notes in namespace.idle_limits.items():
         if key in found:
@@ -253,9 +257,11 @@ def _tenant_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Cond
     return *conditions, Condition(HELD, "True", "StopPolicy", message, tenant.resource.generation)
 
 
-def _claim_conditions(tenant: Parsed[TenantSpec], claims: Claims) -> tuple[Condition, ...]:
-    key, generation = tenant.resource.key, tenant.resource.generation
-    own = accepted, resolved = _own_conditions(tenant)
+def _claim_conditions(
+    member: Parsed[TenantSpec] | Parsed[ApplicationSpec], claims: Claims
+) -> tuple[Condition, ...]:
+    key, generation = member.resource.key, member.resource.generation
+    own = accepted, resolved = _own_conditions(member)
     if problems := claims.problems.get(key):
         message = joined([problem.message for problem in problems])
         resolved = Condition(RESOLVED_REFS, "False", first_reason(problems), message, generation)
@@ -341,8 +347,28 @@ def _conflicted(reason: str, messages: list[str], generation: int) -> Condition:
     return Condition(CONFLICTED, "True", reason, joined(messages), generation)
 
 
-def _part(*documents: TenantConfig | ApplicationConfig) -> str:
-    return hashlib.sha256(canonical_json([d.model_dump(mode="json") for d in documents])).hexdigest()
+def _tenant_config(
+    tenant: Resource, spec: TenantSpec, salt: str, applications: tuple[str, ...] | None
+) -> TenantConfig:
+    place = ("config", salt)
+    known: tuple[tuple[str, ...] | None, TenantConfig] | None = tenant.memo.get(place)
+    if known is None or known[0] != applications:
+        made = tenant_config(tenant.key.name, spec, salt, applications)
+        known = tenant.memo[place] = applications, made
+    return known[1]
+
+
+def _application_config(application: Resource, spec: ApplicationSpec, matches: bool) -> ApplicationConfig:
+    made = partial(application_config, application.key.name, spec, matches=matches)
+    return remembered(application, ("config", matches), made)
+
+
+def _application_part(application: Resource, config: ApplicationConfig) -> str:
+    return remembered(application, ("part", config.match is None), partial(_part, config))
+
+
+def _part(document: ApplicationConfig) -> str:
+    return hashlib.sha256(canonical_json([document.model_dump(mode="json")])).hexdigest()
 
 
 def _tenant_part(

@@ -24,8 +24,7 @@ from fairserve_operator.api.v1alpha1 import (
     TenantSpec,
     duration_s,
 )
-from fairserve_operator.decide.resources import ObjectKey, Resource, remembered
-from fairserve_operator.decide.specs import Parsed
+from fairserve_operator.decide.resources import ObjectKey, Parsed, Resource, remembered
 
 NEVER_BINDS = "LimitNeverBinds"
 

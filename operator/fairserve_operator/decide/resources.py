@@ -1,6 +1,7 @@
 """Objects as the API server or a folder gave them, before anybody believes what they say.
 
-These are the inputs of every decision: raw specs with just enough metadata to order and name them.
+These are the inputs of every decision: raw specs with just enough metadata to order and name them. `Parsed`
+is one of which that has been judged.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel
 
 Made = TypeVar("Made")
+Spec = TypeVar("Spec", bound=BaseModel)
 
 TENANT = "Tenant"
 APPLICATION = "Application"
@@ -35,7 +39,8 @@ class ObjectKey(NamedTuple):
 class Resource:
     """One object. `created` is its creation time as RFC 3339, or empty; the older of two wins a conflict.
 
-    `spec` is raw: whatever the API server stored or a file said.
+    `spec` is raw: whatever the API server stored or a file said. `labels` are kept of Applications, by which
+    Tenants select them; nobody looks at others'.
     """
 
     key: ObjectKey
@@ -43,6 +48,7 @@ class Resource:
     generation: int
     created: str
     spec: Mapping[str, Any]
+    labels: Mapping[str, str] = field(default_factory=dict)
     #: What pure functions made of this very object, each under a key of its own, so that ten thousand others
     #: are not read again when one changes. `remembered` fills it.
     memo: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -54,6 +60,15 @@ def remembered(resource: Resource, key: object, make: Callable[[], Made]) -> Mad
     if made is None:
         made = resource.memo[key] = make()
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[Spec]):
+    """A resource with its spec, or with what is wrong with it: what `specs.parse` makes of it."""
+
+    resource: Resource
+    spec: Spec | None
+    error: str = ""
 
 
 class SecretRef(NamedTuple):

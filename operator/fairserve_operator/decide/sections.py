@@ -21,6 +21,7 @@ from fairserve.config import (
     SchedulerConfigSection,
     TenantConfig,
     TokenWeightsConfig,
+    format_needed,
     key_digest,
 )
 from fairserve_operator.api.v1alpha1 import (
@@ -35,10 +36,13 @@ from fairserve_operator.api.v1alpha1 import (
     ServingPoolSpec,
     TenantInteractionLimits,
     TenantSpec,
+    Users,
+    UserSource,
     duration_s,
     size_bytes,
 )
 from fairserve_operator.api.v1alpha1.tenant import DEFAULT_MAX_BYTES, DEFAULT_MAX_REQUESTS
+from fairserve_operator.decide.applications import match_config
 from fairserve_operator.decide.claims import Claims
 from fairserve_operator.decide.resources import ObjectKey
 
@@ -58,8 +62,10 @@ DEFAULT_NORMALISATION = 0.8
 DEFAULT_CONTINUATION_HEAD_START = 1.0
 
 
-def tenant_config(name: str, spec: TenantSpec, salt: str) -> TenantConfig:
-    """A Tenant without its identities. `salt` is the document's."""
+def tenant_config(
+    name: str, spec: TenantSpec, salt: str, applications: tuple[str, ...] | None = None
+) -> TenantConfig:
+    """A Tenant without its identities. `salt` is the document's, `applications` what it may use."""
     return _tenant(
         name,
         spec.weight,
@@ -67,11 +73,13 @@ def tenant_config(name: str, spec: TenantSpec, salt: str) -> TenantConfig:
         spec.queue,
         _cache_salt(salt, spec.prefix_cache_group),
         held=spec.stop_policy == "Hold",
+        applications=applications,
+        users=spec.users,
     )
 
 
-def application_config(name: str, spec: ApplicationSpec) -> ApplicationConfig:
-    """An Application."""
+def application_config(name: str, spec: ApplicationSpec, *, matches: bool = True) -> ApplicationConfig:
+    """An Application. `matches`: whether its match is its own."""
     limits, interaction = spec.interaction_limits, spec.interaction
     return ApplicationConfig(
         name=name,
@@ -89,6 +97,7 @@ def application_config(name: str, spec: ApplicationSpec) -> ApplicationConfig:
         interaction_sources=INTERACTION_SOURCES
         if interaction is None or interaction.id_sources is None
         else interaction.id_sources,
+        match=match_config(spec.match) if spec.match is not None and matches else None,
     )
 
 
@@ -106,8 +115,10 @@ def pool_config(
     The parts are valid each by itself and the claims hold no identity twice, so that the whole is not
     validated anew: with 10,000 Tenants that would take longer than all the rest. A property test does.
     """
+    tenants, applications = list(tenants), list(applications)
     bare = SchedulerConfig.model_validate(
         {
+            "format": format_needed(tenants, applications),
             "pool": f"{key.namespace}/{key.name}",
             "mode": spec.throttling.mode,
             "scheduler": _scheduler(spec.scheduler),
@@ -200,6 +211,8 @@ def _tenant(
     cache_salt: str | None,
     *,
     held: bool = False,
+    applications: tuple[str, ...] | None = None,
+    users: Users | None = None,
 ) -> TenantConfig:
     bounds = queue or Queue()
     return TenantConfig(
@@ -216,7 +229,13 @@ def _tenant(
         max_wait_s=duration_s(bounds.max_wait or DEFAULT_MAX_WAIT),
         cache_salt=cache_salt,
         held=held,
+        applications=applications,
+        user_sources=None if users is None else tuple(_user_source(one) for one in users.from_),
     )
+
+
+def _user_source(source: UserSource) -> str:
+    return f"body:{source.body_field}" if source.header is None else f"header:{source.header}"
 
 
 def _limit(limit: InteractionLimit | None) -> LimitConfig | None:

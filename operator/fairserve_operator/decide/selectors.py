@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
 from fairserve_operator.decide.inference_pools import InferencePools, Selection, select
-from fairserve_operator.decide.resources import ObjectKey
-from fairserve_operator.decide.specs import Parsed
+from fairserve_operator.decide.resources import ObjectKey, Parsed
 
 #: A pod's name and labels.
 Labelled = tuple[str, Mapping[str, str]]

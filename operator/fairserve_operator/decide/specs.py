@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from fairserve_operator.api.v1alpha1 import ApplicationSpec, ServingPoolSpec, TenantSpec
 from fairserve_operator.decide.claims import Claims
-from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Resource
+from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Parsed, Resource, Spec
 from fairserve_operator.decide.sections import application_config, pool_config, tenant_config
 
 #: For configurations that nobody runs.
@@ -28,17 +27,6 @@ SPELLED_OUT = 5
 MAX_POOL_NAME = 63
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-
-Spec = TypeVar("Spec", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed(Generic[Spec]):
-    """A resource with its spec, or with what is wrong with it."""
-
-    resource: Resource
-    spec: Spec | None
-    error: str = ""
 
 
 def parse(resource: Resource, model: type[Spec]) -> Parsed[Spec]:

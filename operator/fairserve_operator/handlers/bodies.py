@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from fairserve_operator.decide.resources import ObjectKey, Resource
+from fairserve_operator.decide.resources import APPLICATION, ObjectKey, Resource
 from fairserve_operator.handlers.store import Pod
 from fairserve_operator.manifests.boot_secret import is_boot_secret
 
@@ -30,12 +30,14 @@ def version(body: Mapping[str, Any]) -> int:
 def resource(kind: str, body: Mapping[str, Any]) -> Resource:
     """A custom resource, spec as it is."""
     metadata = body["metadata"]
+    labels = metadata.get("labels") if kind == APPLICATION else None
     return Resource(
         key=ObjectKey(kind, metadata["namespace"], metadata["name"]),
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
         created=metadata.get("creationTimestamp", ""),
         spec=body.get("spec") or {},
+        labels=labels or {},
     )
 
 

@@ -21,6 +21,7 @@ import httptools
 from fairserve.engine.multipart import read_audio
 from fairserve.engine.requests import (
     Amount,
+    BodyField,
     EngineRequest,
     chat_amount,
     chat_batch_amount,
@@ -50,9 +51,17 @@ class Read(Protocol):
     """Reads a request's body, with its headers where those say how."""
 
     def __call__(
-        self, body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None
+        self,
+        body: bytes,
+        headers: Headers,
+        *,
+        trusted: bool,
+        cache_salt: str | None,
+        wanted: tuple[BodyField, ...],
     ) -> EngineRequest:
-        """Never fails: the engine refuses what can't be read. `cache_salt` goes only where it is known."""
+        """Never fails: the engine refuses what can't be read. `cache_salt` goes only where it is known.
+        `wanted` are fields to tell in the request's `said`.
+        """
 
 
 class EventFormat(Enum):
@@ -84,12 +93,20 @@ class Endpoint:
 def _json(
     amount: Amount, *, usage_on_request: bool = False, runs_behind: bool = False, salted: bool = True
 ) -> Read:
-    def read(body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None) -> EngineRequest:
+    def read(
+        body: bytes,
+        headers: Headers,
+        *,
+        trusted: bool,
+        cache_salt: str | None,
+        wanted: tuple[BodyField, ...],
+    ) -> EngineRequest:
         return read_json(
             body,
             amount,
             trusted=trusted,
             cache_salt=cache_salt if salted else None,
+            wanted=wanted,
             usage_on_request=usage_on_request,
             runs_behind=runs_behind,
         )
@@ -97,8 +114,11 @@ def _json(
     return read
 
 
-def _audio(body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None) -> EngineRequest:
-    return read_audio(body, next((value for name, value in headers if name == b"content-type"), b""))
+def _audio(
+    body: bytes, headers: Headers, *, trusted: bool, cache_salt: str | None, wanted: tuple[BodyField, ...]
+) -> EngineRequest:
+    content_type = next((value for name, value in headers if name == b"content-type"), b"")
+    return read_audio(body, content_type, wanted)
 
 
 _completion = partial(_json, usage_on_request=True)

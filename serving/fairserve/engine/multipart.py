@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from fairserve.engine.requests import EngineRequest, boolean, integer
+from fairserve.engine.requests import BodyField, EngineRequest, boolean, integer
 
 _BOUNDARY = re.compile(rb';\s*boundary=(?:"([^"]+)"|([^\s;]+))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition:(.*)$", re.IGNORECASE | re.MULTILINE)
@@ -22,8 +22,10 @@ _MAX_VALUE = 4096
 _MAX_PARTS = 256
 
 
-def read_audio(body: bytes, content_type: bytes) -> EngineRequest:
-    """Read the body of `/v1/audio/transcriptions` or `/v1/audio/translations`. `n` is the number of beams."""
+def read_audio(body: bytes, content_type: bytes, wanted: tuple[BodyField, ...] = ()) -> EngineRequest:
+    """Read the body of `/v1/audio/transcriptions` or `/v1/audio/translations`. `n` is the number of beams.
+    `wanted`: fields to tell in `said`, of which a form has those of one name.
+    """
     fields = form_fields(body, content_type)
     beams = integer(fields.get("n")) if boolean(fields.get("use_beam_search")) else None
     cap = integer(fields.get("max_completion_tokens"))
@@ -34,6 +36,7 @@ def read_audio(body: bytes, content_type: bytes) -> EngineRequest:
         sequences=sequences,
         max_output_tokens=None if cap is None else cap * sequences,
         user=fields.get("user", ""),
+        said={path: fields[path[0]] for path in wanted if len(path) == 1 and fields.get(path[0])},
     )
 
 

@@ -30,11 +30,16 @@ _SCAN: Final[Callable[[str, int], tuple[Any, int]]] = _DECODER.scan_once  # type
 MOST_VALUES: Final = 4_000_000
 
 Fields = dict[str, Any]
+#: Names from the top of a body down to a text.
+BodyField = tuple[str, ...]
 #: From a body's fields: how many answers are asked for, and the most output tokens of each (None: no cap).
 Amount = Callable[[Fields], tuple[int, int | None]]
 
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_NOTHING_SAID: Final[Mapping[BodyField, str]] = MappingProxyType({})
+#: Anthropic's field for the user, which may have a session in it.
+_USER_ID: Final[BodyField] = ("metadata", "user_id")
 _NAMING_FIELDS: Final = frozenset(
     {
         "conversation",
@@ -72,6 +77,7 @@ class EngineRequest:
     readable: bool  #: the body is a JSON object, so that a field can be added to it
     too_deep: bool  #: nested more deeply than can be read here; another Python may read it
     too_much: bool  #: so many values that reading them would hold up everybody
+    said: Mapping[BodyField, str]  #: of the fields that were asked for those that hold a text
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class EngineRequest:
         readable: bool = False,
         too_deep: bool = False,
         too_much: bool = False,
+        said: Mapping[BodyField, str] = _NOTHING_SAID,
     ) -> None:
         self.payload = payload
         self.stream = stream
@@ -98,6 +105,7 @@ class EngineRequest:
         self.readable = readable
         self.too_deep = too_deep
         self.too_much = too_much
+        self.said = said
 
 
 def read_json(
@@ -106,12 +114,14 @@ def read_json(
     *,
     trusted: bool,
     cache_salt: str | None = None,
+    wanted: tuple[BodyField, ...] = (),
     usage_on_request: bool = False,
     runs_behind: bool = False,
 ) -> EngineRequest:
     """Read a JSON body. `trusted`: the client may say where it stands in the engine's queue, and its own
-    cache salt. `cache_salt`: the salt of a body that has none. `usage_on_request`: a stream carries usage
-    only if `stream_options` asks for it. `runs_behind`: the endpoint knows `background`.
+    cache salt. `cache_salt`: the salt of a body that has none. `wanted`: fields to tell in `said`.
+    `usage_on_request`: a stream carries usage only if `stream_options` asks for it. `runs_behind`: the
+    endpoint knows `background`.
     """
     if 4 * len(body) > MOST_VALUES and _values(body) > MOST_VALUES:
         return EngineRequest(body, too_much=True)
@@ -148,6 +158,7 @@ def read_json(
         interaction=names,
         background=runs_behind and boolean(fields.get("background")),
         readable=True,
+        said=_said(fields, wanted) if wanted else _NOTHING_SAID,
     )
 
 
@@ -314,6 +325,21 @@ def _names(fields: Fields) -> tuple[str, Mapping[str, str]]:
         "metadata.user_id": session,
     }
     return _text(fields.get("user")) or _text(fields.get("safety_identifier")) or user, names
+
+
+def _said(fields: Fields, wanted: tuple[BodyField, ...]) -> Mapping[BodyField, str]:
+    """The wanted fields that hold a text; of Anthropic's user without the session in it."""
+    said: dict[BodyField, str] = {}
+    for path in wanted:
+        value: object = fields
+        for name in path:
+            value = _inside(value, name)
+        text = _text(value)
+        if text and path == _USER_ID:
+            text = _user_and_session(text)[0]
+        if text:
+            said[path] = text
+    return said
 
 
 def _user_and_session(user_id: str) -> tuple[str, str]:

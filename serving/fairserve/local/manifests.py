@@ -70,12 +70,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One well-formed object. `content` is the spec; of a Secret its values by key."""
+    """One well-formed object. `content` is the spec; of a Secret its values by key. `labels` are kept of
+    Applications, by which Tenants select them.
+    """
 
     key: ObjectKey
     content: Mapping[str, Any] = field(repr=False)
     file: str = ""
     line: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,8 @@ class _Document:
         metadata = document["metadata"]
         key = ObjectKey(document["kind"], metadata.get("namespace", DEFAULT_NAMESPACE), metadata["name"])
         content = _secret_values(document) if key.kind == SECRET else document["spec"]
-        yield Manifest(key, content, self._file, self._line(()))
+        labels = metadata.get("labels") if key.kind == APPLICATION else None
+        yield Manifest(key, content, self._file, self._line(()), labels or {})
 
     def _problems(self) -> Iterator[Problem]:
         document = self._value
@@ -218,6 +222,11 @@ class _Document:
             if not isinstance(value, str) or not _NAME.fullmatch(value):
                 rule = "must be lower-case letters, digits, '-' and '.', such as team-a"
                 yield self._problem(("metadata", name), f"metadata.{name}: {rule}")
+
+        labels = metadata.get("labels") or {}
+        if not isinstance(labels, dict) or not all(isinstance(x, str) for x in (*labels, *labels.values())):
+            rule = "must be an object of strings; put numbers and booleans in quotes"
+            yield self._problem(("metadata", "labels"), f"metadata.labels: {rule}")
 
     def _spec_problems(self, document: Mapping[str, Any]) -> Iterator[Problem]:
         yield from self._unknown_fields(document, ("apiVersion", "kind", "metadata", "spec", "status"))

@@ -70,8 +70,9 @@ class Objects:
                 self._stored[key] = _Stored(manifest, 1, self._seen)
                 changes.append(Change(key, "added"))
                 continue
-            texts = list(_differences(stored_before.manifest, manifest))
-            generation = stored_before.generation + bool(texts)
+            texts = list(_differences(stored_before.manifest.content, manifest.content, key.kind))
+            generation = stored_before.generation + bool(texts)  # Labels don't count, as in a cluster.
+            texts += _label_differences(stored_before.manifest, manifest)
             self._stored[key] = replace(stored_before, manifest=manifest, generation=generation)
             changes.extend(Change(key, text) for text in texts)
         return tuple(changes)
@@ -85,6 +86,7 @@ class Objects:
                 generation=stored.generation,
                 created=_FIRST + _time_of_day(stored.age),
                 spec=stored.manifest.content,
+                labels=stored.manifest.labels,
             )
             for key, stored in self._stored.items()
             if key.kind == kind and namespace in (None, key.namespace)
@@ -134,13 +136,20 @@ def _time_of_day(age: int) -> str:
     return f"{age // 3600:02}:{age // 60 % 60:02}:{age % 60:02}Z"
 
 
-def _differences(old: Manifest, new: Manifest) -> Iterator[str]:
+def _label_differences(old: Manifest, new: Manifest) -> Iterator[str]:
+    for name in sorted(old.labels.keys() | new.labels.keys()):
+        was, now = old.labels.get(name, "unset"), new.labels.get(name, "unset")
+        if was != now:
+            yield f"label {name} {was} → {now}"
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], kind: str) -> Iterator[str]:
     """What changed inside one object. The values of Secrets are not shown."""
-    before, after = dict(_flat(old.content)), dict(_flat(new.content))
+    before, after = dict(_flat(old)), dict(_flat(new))
     for path in sorted(before.keys() | after.keys()):
         was, now = before.get(path, "unset"), after.get(path, "unset")
         if was != now:
-            yield f"{path} changed" if new.key.kind == SECRET else f"{path} {was} → {now}"
+            yield f"{path} changed" if kind == SECRET else f"{path} {was} → {now}"
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

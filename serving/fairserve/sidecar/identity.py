@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fairserve.config import (
     INTERACTION_SOURCES,
+    ApplicationConfig,
     HeaderIdentityConfig,
     IdentityConfig,
     SchedulerConfig,
     TenantConfig,
 )
 from fairserve.core.settings import DEFAULT_APPLICATION, DEFAULT_TENANT, changed
-from fairserve.engine.requests import EngineRequest
+from fairserve.engine.requests import BodyField, EngineRequest
 from fairserve.sidecar.claims import Claim
+from fairserve.sidecar.matching import ApplicationMatches, application_matches
 from fairserve.sidecar.messages import Headers
 from fairserve.sidecar.refusals import Problem
 
@@ -45,7 +47,6 @@ HOP_TOKEN_HEADER: Final = b"x-fairserve-hop-token"
 _GATEWAY_TENANT_HEADERS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
 #: Where a key or a token is looked for: the first that is there counts. OpenAI's, Anthropic's, Azure's.
 _CREDENTIAL_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key")
-#: Of two values one may be a hop's and the other its client's.
 _NAMING_HEADERS: Final = (USER_HEADER, APPLICATION_HEADER)
 _PREVIOUS_RESPONSE: Final = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
@@ -127,6 +128,46 @@ class _Order:
 _DEFAULT_ORDER: Final = _Order(INTERACTION_SOURCES)
 
 
+class UserOrder:
+    """Where a tenant's users are named, made of the configuration's words. Equal where those are: what a
+    tenant's identities stand for is made anew only where it is another.
+    """
+
+    def __init__(self, sources: tuple[str, ...]) -> None:
+        self._sources = sources
+        split = [source.partition(":") for source in sources]
+        #: A header, or else a field of the body.
+        self._steps: tuple[tuple[bytes | None, BodyField], ...] = tuple(
+            (name.encode(), ()) if kind == "header" else (None, tuple(name.split(".")))
+            for kind, _, name in split
+        )
+        self.headers = tuple(header for header, _ in self._steps if header is not None)
+        self.body_fields = tuple(field for header, field in self._steps if header is None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, UserOrder) and self._sources == other._sources
+
+    def __hash__(self) -> int:
+        return hash(self._sources)
+
+    def find(
+        self, pinned: str | None, named: Mapping[bytes, bytes], said: Mapping[BodyField, str], trusted: bool
+    ) -> str:
+        """The user whom the first of them names; empty where none does. Over one who is `pinned` only a
+        trusted hop's header counts.
+        """
+        for header, field in self._steps:
+            if header is not None:
+                value = named.get(header)
+                if value and (trusted or pinned is None):
+                    return value.decode("latin-1")
+            elif pinned is None:
+                name = said.get(field)
+                if name:
+                    return name
+        return pinned or ""
+
+
 class Memory:
     """What is known of one connection under one table: whether its peer is trusted, and its last API key,
     which most connections repeat.
@@ -158,7 +199,9 @@ class _Claims:
 
     def after(self, before: _Entries, now: _Entries) -> _Claims:
         """The claims of entries some of which are other objects than before."""
-        made = {name: _claim(now["tenants"][name]) for name in changed(now["tenants"], before["tenants"])}
+        made = {
+            name: _claim(name, now["tenants"][name]) for name in changed(now["tenants"], before["tenants"])
+        }
         fresh = {name: claim for name, claim in made.items() if self.tenants.get(name) != claim}
         gone = self.tenants.keys() - now["tenants"].keys()
         tenants, by_header = self.tenants, self.by_header
@@ -184,7 +227,7 @@ class _Claims:
 
 
 def _claims_of(config: SchedulerConfig) -> _Claims:
-    tenants = {tenant.name: _claim(tenant) for tenant in config.tenants}
+    tenants = {tenant.name: _claim(tenant.name, tenant) for tenant in config.tenants}
     return _Claims(
         tenants,
         {name.encode(): claim for name, claim in tenants.items()},
@@ -196,8 +239,14 @@ def _claims_of(config: SchedulerConfig) -> _Claims:
     )
 
 
-def _claim(tenant: TenantConfig) -> Claim:
-    return Claim(tenant.name, cache_salt=tenant.cache_salt)
+def _claim(name: str, tenant: TenantConfig) -> Claim:
+    """What a tenant says of itself alone, so that it stays while other objects change."""
+    return Claim(
+        name,
+        cache_salt=tenant.cache_salt,
+        applications=None if tenant.applications is None else frozenset(tenant.applications),
+        users=None if tenant.user_sources is None else UserOrder(tenant.user_sources),
+    )
 
 
 def _header_claims(
@@ -215,6 +264,30 @@ def _of(entries: Mapping[str, Any], tenants: frozenset[str]) -> list[str]:
     return [name for name, entry in entries.items() if entry.tenant in tenants] if tenants else []
 
 
+class _Applications:
+    """What applications are called and match, and where their interactions are named. Never changed."""
+
+    def __init__(self, applications: Iterable[ApplicationConfig], orders: Mapping[str, _Order]) -> None:
+        """`orders` are those that are known."""
+        applications = list(applications)
+        self.names = {application.name.encode(): application.name for application in applications}
+        self.orders = {
+            application.name: orders.get(application.name) or _Order(application.interaction_sources)
+            for application in applications
+        }
+        #: None where no application has any, so that no call pays for it.
+        self.matches: ApplicationMatches | None = application_matches(applications)
+
+    def after(self, before: _Entries, now: _Entries) -> _Applications:
+        """Those of entries some of which are other objects than before."""
+        if now["applications"] is before["applications"]:
+            return self
+        orders = dict(self.orders)
+        for name in changed(now["applications"], before["applications"]):
+            orders.pop(name, None)
+        return _Applications(now["applications"].values(), orders)
+
+
 class IdentityTable:
     """All identities of one configuration. Replaced whole; only the tokens seen so far are learned.
 
@@ -226,23 +299,34 @@ class IdentityTable:
         config: SchedulerConfig,
         clock: Callable[[], float] = time.time,
         claims: _Claims | None = None,
+        applications: _Applications | None = None,
         issuers: TokenIssuers | None = None,
     ) -> None:
-        """`claims` are those of this document where they are known, and `issuers` what may still serve."""
+        """`claims` and `applications` are those of this document where they are known, and `issuers` what may
+        still serve.
+        """
         identity: IdentityConfig = config.identity
         self._clock = clock
         self._salt = bytes.fromhex(identity.salt)
         self._claims = claims = _claims_of(config) if claims is None else claims
         # Looked up for each call.
         self._keys, self._headers, self._tenants = claims.keys, claims.headers, claims.by_header
-        self._applications = {a.name.encode(): a.name for a in config.applications}
-        self._orders = {a.name: _Order(a.interaction_sources) for a in config.applications}
+        if applications is None:
+            applications = _Applications(config.applications, {})
+        self._known_applications = applications
+        self._applications, self._orders = applications.names, applications.orders
+        self._matches = applications.matches
         self._trusted: tuple[_Network, ...] = tuple(
             ipaddress.ip_network(block) for block in identity.trusted_proxies
         )
         self._hop_tokens = identity.hop_tokens
         default = config.default_tenant
-        self._default = None if default is None else Claim(DEFAULT_TENANT, cache_salt=default.cache_salt)
+        self._default = None if default is None else _claim(DEFAULT_TENANT, default)
+        #: Of two values one may be a hop's and the other its client's.
+        self._naming_headers = (
+            *_NAMING_HEADERS,
+            *(() if self._matches is None else sorted(self._matches.headers)),
+        )
         self._issuers: TokenIssuers | None = None
         if identity.token_issuers:
             # Cryptography is megabytes that a pool without tokens doesn't load.
@@ -260,7 +344,8 @@ class IdentityTable:
         ValueError as for a new one.
         """
         claims = self._claims.after(before.entries, now.entries)
-        return IdentityTable(now.config, self._clock, claims, self._issuers)
+        applications = self._known_applications.after(before.entries, now.entries)
+        return IdentityTable(now.config, self._clock, claims, applications, self._issuers)
 
     def trusts(self, peer: str) -> bool:
         """Whether identity headers from that address are believed."""
@@ -293,7 +378,7 @@ class IdentityTable:
         """Whose the call is, or why it is turned away. `named` is `dict(headers)`; `memory` is of the
         connection.
         """
-        problem = _ambiguity(headers, named, _NAMING_HEADERS)
+        problem = _ambiguity(headers, named, self._naming_headers)
         if problem is not None:
             return problem
         claim: Claim | Problem | None = self._claim_of_proxy(headers, named) if trusted else None
@@ -301,22 +386,50 @@ class IdentityTable:
             claim = _ambiguity(headers, named, _CREDENTIAL_HEADERS)
         if claim is None:
             claim = self._claim_of_credential(named, memory) or self._default
-        return _UNKNOWN_KEY if claim is None else claim
+        if claim is None:
+            return _UNKNOWN_KEY
+        if len(named) != len(headers) and isinstance(claim, Claim) and claim.users is not None:
+            return _ambiguity(headers, named, claim.users.headers) or claim
+        return claim
+
+    def wanted(self, claim: Claim) -> tuple[BodyField, ...]:
+        """What a body is read for besides the usual names."""
+        users = () if claim.users is None else claim.users.body_fields
+        return users if self._matches is None else (*self._matches.body_fields, *users)
 
     def identify(
-        self, claim: Claim, named: Mapping[bytes, bytes], asked: EngineRequest, *, trusted: bool
+        self,
+        claim: Claim,
+        named: Mapping[bytes, bytes],
+        asked: EngineRequest,
+        *,
+        trusted: bool,
+        target: bytes = b"",
     ) -> Caller | Problem:
-        """The caller, or why it is turned away. `asked` holds the names that its body says."""
+        """The caller, or why it is turned away. `asked` holds the names that its body says, `target` is as
+        the request has it.
+        """
         application = self._application(claim, named.get(APPLICATION_HEADER))
         if isinstance(application, Problem):
             return application
+        if application is None:
+            matches = self._matches
+            if matches is None:
+                application = DEFAULT_APPLICATION
+            else:
+                application = _matched(matches.find(named, asked.said, target), claim)
+                if isinstance(application, Problem):
+                    return application
+        order = claim.users
         header = named.get(USER_HEADER)
-        if claim.user is not None and not (trusted and header):
+        if order is not None:
+            user = order.find(claim.user, named, asked.said, trusted)
+        elif claim.user is not None and not (trusted and header):
             user = claim.user
         else:
             user = header.decode("latin-1") if header else asked.user
-        order = self._orders.get(application, _DEFAULT_ORDER)
-        interaction, is_previous = order.find(named, asked.interaction)
+        interactions = self._orders.get(application, _DEFAULT_ORDER)
+        interaction, is_previous = interactions.find(named, asked.interaction)
         return Caller(
             tenant=claim.tenant,
             user=_short(user),
@@ -365,9 +478,13 @@ class IdentityTable:
                 return claim
         return None
 
-    def _application(self, claim: Claim, header: bytes | None) -> str | Problem:
+    def _application(self, claim: Claim, header: bytes | None) -> str | Problem | None:
+        """The application that the header, the key or the token names; None where none does."""
         if header is None:
-            return claim.application or DEFAULT_APPLICATION
+            pinned = claim.application
+            if pinned is None or claim.applications is None or pinned in claim.applications:
+                return pinned
+            return _not_allowed(f"Tenant {claim.tenant!r} may not use application {pinned!r}.")
         name = self._applications.get(header)
         if name is None:
             shown = header[:_MAX_NAME].decode("latin-1")
@@ -375,13 +492,31 @@ class IdentityTable:
                 400, "unknown_application", f"There is no application {shown!r}.", APPLICATION_HEADER.decode()
             )
         if claim.application is not None and name != claim.application:
-            return Problem(
-                403,
-                "application_not_allowed",
+            return _not_allowed(
                 f"This key or token is for application {claim.application!r}, not {name!r}.",
                 APPLICATION_HEADER.decode(),
             )
+        if claim.applications is not None and name not in claim.applications:
+            return _not_allowed(
+                f"Tenant {claim.tenant!r} may not use application {name!r}.", APPLICATION_HEADER.decode()
+            )
         return name
+
+
+def _matched(name: str | None, claim: Claim) -> str | Problem:
+    """The application of a call that names none and matches this one."""
+    if name is None:
+        return DEFAULT_APPLICATION
+    if claim.applications is not None and name not in claim.applications:
+        return _not_allowed(
+            f"This call is of application {name!r} by its model, path or headers, and tenant "
+            f"{claim.tenant!r} may not use it."
+        )
+    return name
+
+
+def _not_allowed(message: str, param: str | None = None) -> Problem:
+    return Problem(403, "application_not_allowed", message, param)
 
 
 _UNKNOWN_KEY: Final = Problem(401, "invalid_api_key", "No valid API key was given.")

@@ -187,7 +187,7 @@ class Proxy:
             self._turn_away(connection, request, known)
             return None
         table, named, claim, trusted = known
-        caller = table.identify(claim, named, EngineRequest(b""), trusted=trusted)
+        caller = table.identify(claim, named, EngineRequest(b""), trusted=trusted, target=request.target)
         if isinstance(caller, Problem):
             self._turn_away(connection, request, self._denied(request, caller))
             return None
@@ -251,8 +251,14 @@ class Proxy:
             self._turn_away(connection, request, known)
             return None
         table, named, claim, trusted = known
-        asked = endpoint.read(request.body, request.headers, trusted=trusted, cache_salt=claim.cache_salt)
-        caller = table.identify(claim, named, asked, trusted=trusted)
+        asked = endpoint.read(
+            request.body,
+            request.headers,
+            trusted=trusted,
+            cache_salt=claim.cache_salt,
+            wanted=table.wanted(claim),
+        )
+        caller = table.identify(claim, named, asked, trusted=trusted, target=request.target)
         if asked.background and not isinstance(caller, Problem):
             caller = _BACKGROUND
         if asked.too_deep:

@@ -104,3 +104,10 @@ def test_audio_request(fields, stream, sequences, cap):
     asked = read_audio(body, TYPE)
     assert (asked.stream, asked.sequences, asked.max_output_tokens) == (stream, sequences, cap)
     assert asked.payload == body
+
+
+def test_fields_that_are_asked_for_are_told():
+    body = form(FILE + SOUND, field("model", "whisper"), field("who", "ann"), field("empty", ""))
+    wanted = (("model",), ("who", "else"), ("empty",), ("gone",))
+    assert read_audio(body, TYPE, wanted).said == {("model",): "whisper"}
+    assert read_audio(body, TYPE).said == {}

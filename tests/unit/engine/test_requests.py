@@ -160,6 +160,35 @@ def test_usage_is_asked_for_only_where_it_must_be():
     assert (asked.stream, asked.strips_usage, asked.payload) == (True, False, body)
 
 
+def test_fields_are_told_that_are_asked_for_and_hold_a_text():
+    session = "user_ann_account__session_0a-1b"
+    body = {
+        "model": "m",
+        "metadata": {"who": "ann", "user_id": session, "deep": {"er": "yes"}, "n": 7, "empty": ""},
+        "user": ["list"],
+    }
+    wanted = (
+        ("model",),
+        ("metadata", "who"),
+        ("metadata", "user_id"),
+        ("metadata", "deep", "er"),
+        ("metadata", "deep"),
+        ("metadata", "n"),
+        ("metadata", "empty"),
+        ("user",),
+        ("model", "m"),
+        ("gone",),
+    )
+    assert read_json(json.dumps(body).encode(), message_amount, trusted=True, wanted=wanted).said == {
+        ("model",): "m",
+        ("metadata", "who"): "ann",
+        ("metadata", "user_id"): "user_ann_account_",
+        ("metadata", "deep", "er"): "yes",
+    }
+    assert read_json(json.dumps(body).encode(), message_amount, trusted=True).said == {}
+    assert read_json(b"nonsense", message_amount, trusted=True, wanted=wanted).said == {}
+
+
 def test_background_is_seen_only_where_it_exists():
     body = b'{"background": "yes"}'
     assert read_json(body, response_amount, trusted=True, runs_behind=True).background

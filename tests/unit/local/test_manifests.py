@@ -62,6 +62,7 @@ def test_the_example_is_well_formed():
         (GOOD.replace("good", "Not A Name"), 8, "metadata.name"),
         (GOOD.replace("good", "x").replace("}\nspec", ", lables: {}}\nspec"), 8, "metadata.lables"),
         (GOOD.replace("good", "x") + "sepc: {}\n", 10, "sepc: unknown field"),
+        (GOOD.replace("good", "x").replace("}\nspec", ", labels: {a: 1}}\nspec"), 8, "metadata.labels"),
         ("a: [1\n", 7, "is no valid YAML"),
         ("a: 1\na: 2\n", 7, "'a' appears twice"),
         ("just text\n", 6, "is no object"),

@@ -206,3 +206,23 @@ def test_a_pool_that_names_an_inference_pool_of_the_folder_is_served(folder):
     said.clear()
     desired.look()
     assert said == []
+
+
+def test_a_changed_label_of_an_application_changes_who_may_use_it(folder):
+    edit(folder, "tenants.yaml", "weight: 3", "weight: 3\n  applications: {selector: {matchLabels: {a: b}}}")
+    desired = Desired(folder, None, SALT, lambda text: None)
+
+    def usable() -> tuple[str, ...] | None:
+        target = desired.look()
+        return next(t.applications for t in target.config.tenants if t.name == "team-a")
+
+    assert usable() == ()
+    text = (folder / "applications.yaml").read_text()
+    assert "metadata: {name: chat}" in text or "  name: chat" in text
+    text = text.replace("metadata: {name: chat}", "metadata: {name: chat, labels: {a: b}}")
+    (folder / "applications.yaml").write_text(
+        text.replace("  name: chat\n", "  name: chat\n  labels: {a: b}\n")
+    )
+    target = desired.look()
+    assert [str(change) for change in target.changes] == ["Application chat label a unset → b"]
+    assert usable() == ("chat",)

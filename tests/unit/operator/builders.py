@@ -28,18 +28,26 @@ CLUSTER_ISSUER = "https://kubernetes.default.svc"
 
 
 def resource(
-    kind: str, name: str, spec: Mapping[str, Any], created: str = "", generation: int = 1
+    kind: str,
+    name: str,
+    spec: Mapping[str, Any],
+    created: str = "",
+    generation: int = 1,
+    labels: Mapping[str, str] | None = None,
 ) -> Resource:
-    return Resource(ObjectKey(kind, NAMESPACE, name), f"uid-{name}", generation, created, spec)
+    key = ObjectKey(kind, NAMESPACE, name)
+    return Resource(key, f"uid-{name}", generation, created, spec, labels or {})
 
 
 def tenant(name: str, *, created: str = "", generation: int = 1, **spec: Any) -> Resource:
     return resource(TENANT, name, spec, created, generation)
 
 
-def application(name: str, *, created: str = "", **spec: Any) -> Resource:
+def application(
+    name: str, *, created: str = "", labels: Mapping[str, str] | None = None, **spec: Any
+) -> Resource:
     profile = {"inputTokens": 100, "outputTokens": 50}
-    return resource(APPLICATION, name, {"profile": profile, **spec}, created)
+    return resource(APPLICATION, name, {"profile": profile, **spec}, created, labels=labels)
 
 
 def pool(name: str = "llm", *, created: str = "", **spec: Any) -> Resource:

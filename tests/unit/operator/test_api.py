@@ -127,6 +127,74 @@ def signal(**fields: Any) -> dict[str, Any]:
             "where it could never apply",
         ),
         (
+            TenantSpec,
+            {"applications": {}},
+            "spec.applications: exactly one of names, selector is allowed",
+        ),
+        (
+            TenantSpec,
+            {"applications": {"names": [], "selector": {"matchLabels": {"a": "b"}}}},
+            "spec.applications: exactly one of names, selector is allowed",
+        ),
+        (
+            TenantSpec,
+            {"applications": {"names": ["chat", "chat"]}},
+            "spec.applications.names: chat is there twice",
+        ),
+        (
+            TenantSpec,
+            {"applications": {"names": ["chat"]}, "identity": [api_key("s", application="agent")]},
+            "spec: the application of an apiKey in identity must be among applications.names",
+        ),
+        (
+            TenantSpec,
+            {"users": {"from": [{}]}},
+            "spec.users.from[0]: exactly one of header, bodyField is allowed",
+        ),
+        (TenantSpec, {"users": {}}, "spec.users.from: Field required"),
+        (
+            TenantSpec,
+            {"users": {"from": [{"header": "cookie"}]}},
+            "spec.users.from[0].header: cookie is a header with another meaning; choose another",
+        ),
+        (
+            TenantSpec,
+            {"users": {"from": [{"header": "x-fairserve-hop-token"}]}},
+            "spec.users.from[0].header: x-fairserve-hop-token is a header with another meaning; "
+            "choose another",
+        ),
+        (
+            TenantSpec,
+            {"users": {"from": [{"bodyField": "user"}, {"bodyField": "user"}]}},
+            "spec.users.from: an entry is there twice",
+        ),
+        (
+            ApplicationSpec,
+            {"profile": {"inputTokens": 1, "outputTokens": 1}, "match": {}},
+            "spec.match: at least one of models, paths, headers is needed",
+        ),
+        (
+            ApplicationSpec,
+            {"profile": {"inputTokens": 1, "outputTokens": 1}, "match": {"models": ["m", "m"]}},
+            "spec.match.models: m is there twice",
+        ),
+        (
+            ApplicationSpec,
+            {
+                "profile": {"inputTokens": 1, "outputTokens": 1},
+                "match": {"headers": [{"name": "x-fairserve-user", "value": "a"}]},
+            },
+            "spec.match.headers[0].name: x-fairserve-user is a header with another meaning; choose another",
+        ),
+        (
+            ApplicationSpec,
+            {
+                "profile": {"inputTokens": 1, "outputTokens": 1},
+                "match": {"headers": [{"name": "x-a", "value": "1"}, {"name": "x-a", "value": "2"}]},
+            },
+            "spec.match.headers: x-a is there twice",
+        ),
+        (
             ApplicationSpec,
             {
                 "profile": {"inputTokens": 1, "outputTokens": 1},

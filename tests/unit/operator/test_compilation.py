@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from fairserve.config import ApiKeyConfig, HeaderIdentityConfig, LearningConfig, LimitConfig, key_digest
+from fairserve.config import (
+    ApiKeyConfig,
+    HeaderIdentityConfig,
+    LearningConfig,
+    LimitConfig,
+    MatchConfig,
+    key_digest,
+)
 from fairserve.core.settings import DEFAULT_TENANT
 from fairserve_operator.decide import sections
 from fairserve_operator.decide.compilation import Compiled, compile_pool, examine, needs
@@ -423,3 +430,132 @@ def test_needs_have_the_credentials_of_well_formed_pools() -> None:
     basic = {"username": {"name": "u", "key": "k"}, "password": {"name": "p", "key": "k"}}
     pools = [secured(auth={"basic": basic}), secured(auth={"basic": {}}), pool("plain")]
     assert needs([], pools).secrets == {SecretRef(NAMESPACE, "u", "k"), SecretRef(NAMESPACE, "p", "k")}
+
+
+def allowed(result: Compiled) -> dict[str, tuple[str, ...] | None]:
+    assert result.config is not None
+    return {t.name: t.applications for t in result.config.tenants}
+
+
+def test_tenant_uses_the_applications_that_it_lists_and_that_there_are() -> None:
+    a = tenant("a", applications={"names": ["gone", "chat", "broken", "agent"]})
+    result = compiled(
+        [a, tenant("b")], [application("chat"), application("agent"), application("broken", weight=0)]
+    )
+    assert allowed(result) == {"a": ("agent", "chat"), "b": None}
+    assert result.config is not None
+    assert result.config.format == 2
+    resolved = condition(result, a, RESOLVED_REFS)
+    assert (resolved.status, resolved.reason) == ("False", "ApplicationMissing")
+    assert resolved.message == (
+        'spec.applications.names[0]: Tenant "a" may use Application "gone", which is not found; '
+        'spec.applications.names[2]: Tenant "a" may use Application "broken", which is not accepted'
+    )
+    assert condition(result, a, ACCEPTED).status == "True"
+
+
+def test_tenant_that_lists_none_uses_none() -> None:
+    assert allowed(compiled([tenant("a", applications={"names": []})], [application("chat")])) == {"a": ()}
+
+
+def test_selector_is_resolved_to_names() -> None:
+    both = {"matchLabels": {"tier": "low", "kind": "web"}}
+    a = tenant("a", applications={"selector": both})
+    applications = [
+        application("z", labels={"tier": "low", "kind": "web", "more": "1"}),
+        application("m", labels={"tier": "low"}),
+        application("c", labels={"tier": "low", "kind": "web"}),
+        application("broken", labels={"tier": "low", "kind": "web"}, weight=0),
+    ]
+    result = compiled([a], applications)
+    assert allowed(result) == {"a": ("c", "z")}
+    assert condition(result, a, RESOLVED_REFS).reason == "Resolved"
+    later = compiled([a], [*applications, application("d", labels=both["matchLabels"])])
+    assert allowed(later) == {"a": ("c", "d", "z")}
+    assert later.parts[a.key] != result.parts[a.key]
+    assert allowed(compiled([a], applications)) == {"a": ("c", "z")}
+
+
+def test_selector_of_nothing_leaves_nothing_and_says_so() -> None:
+    a = tenant("a", applications={"selector": {"matchLabels": {"tier": "low"}}})
+    result = compiled([a], [application("chat", labels={"tier": "high"})])
+    assert allowed(result) == {"a": ()}
+    resolved = condition(result, a, RESOLVED_REFS)
+    assert (resolved.status, resolved.reason) == ("True", "NothingSelected")
+    assert "spec.applications.selector" in resolved.message
+
+
+def test_key_for_an_application_that_its_tenant_may_not_use_is_left_out() -> None:
+    selector = {"matchLabels": {"tier": "low"}}
+    a = tenant("a", applications={"selector": selector}, identity=[api_key("s", application="chat")])
+    result = compiled([a], [application("chat")], {"s": "key"})
+    assert keys(result) == {}
+    resolved = condition(result, a, RESOLVED_REFS)
+    assert (resolved.status, resolved.reason) == ("False", "ApplicationNotAllowed")
+    assert 'identity[0].apiKey.application: Application "chat" is not among' in resolved.message
+    low = [application("chat", labels={"tier": "low"})]
+    assert keys(compiled([a], low, {"s": "key"})) == {key_digest(SALT, "key"): "a"}
+
+
+def test_users_places_go_in_as_they_are_ordered() -> None:
+    places = [{"bodyField": "metadata.who"}, {"header": "x-user"}, {"bodyField": "user"}]
+    result = compiled([tenant("a", users={"from": places}), tenant("b", users={"from": []})])
+    assert result.config is not None
+    sources = [t.user_sources for t in result.config.tenants]
+    assert sources == [("body:metadata.who", "header:x-user", "body:user"), ()]
+    assert result.config.format == 2
+
+
+MATCH = {
+    "models": ["n", "m"],
+    "paths": ["/b", "/a"],
+    "headers": [{"name": "x-b", "value": "2"}, {"name": "x-a", "value": "1"}],
+}
+
+
+def test_match_goes_in_sorted() -> None:
+    config = compiled(applications=[application("chat", match=MATCH)]).config
+    assert config is not None
+    assert config.applications[0].match == MatchConfig(
+        models=("m", "n"), paths=("/a", "/b"), headers={"x-a": "1", "x-b": "2"}
+    )
+    assert config.format == 2
+
+
+def test_the_older_of_two_applications_keeps_a_match_and_both_are_told() -> None:
+    same = {**MATCH, "models": ["m", "n"], "headers": MATCH["headers"][::-1]}
+    young = application("a", created=YOUNG, match=same)
+    old = application("b", created=OLD, match=MATCH)
+    other = application("c", created=OLD, match={"models": ["m", "n"]})
+    broken = application("0", created=OLD, match=MATCH, weight=0)
+    result = compiled(applications=[young, old, other, broken])
+    assert result.config is not None
+    assert {a.name: a.match is not None for a in result.config.applications} == {
+        "a": False,
+        "b": True,
+        "c": True,
+    }
+    lost = condition(result, young, RESOLVED_REFS)
+    assert (lost.status, lost.reason) == ("False", "DuplicateMatch")
+    assert lost.message == (
+        'spec.match: Application "a" and Application "b" (spec.match) have the same match; '
+        'Application "b" keeps it'
+    )
+    assert condition(result, young, CONFLICTED).status == "True"
+    assert condition(result, old, RESOLVED_REFS).status == "True"
+    assert condition(result, old, CONFLICTED).message == (
+        'spec.match: Application "b" and Application "a" (spec.match) have the same match; '
+        'Application "b" keeps it'
+    )
+    assert [c.type for c in result.conditions[other.key]] == [ACCEPTED, RESOLVED_REFS]
+    alone = compiled(applications=[young])
+    assert alone.config is not None
+    assert alone.config.applications[0].match is not None
+    assert alone.parts[young.key] != result.parts[young.key]
+
+
+def test_document_that_says_nothing_new_is_of_the_old_format() -> None:
+    config = compiled([tenant("a")], [application("chat")]).config
+    assert config is not None
+    assert config.format == 1
+    assert not any(word in config.to_bytes() for word in (b"user_sources", b"match", b'"applications":null'))

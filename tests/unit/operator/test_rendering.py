@@ -5,7 +5,7 @@ from __future__ import annotations
 from fairserve.config import SchedulerConfig
 from fairserve.difference import Difference, Held, apply, diff
 from fairserve.rendering import Renderer, difference
-from tests.unit.operator.builders import api_key, compiled, tenant
+from tests.unit.operator.builders import api_key, application, compiled, tenant
 
 KEYS = {"s": "the-key", "t": "another"}
 
@@ -25,6 +25,25 @@ def test_pieces_give_the_document_and_its_hash() -> None:
     rendering = Renderer().render(document)
     assert rendering.document(7) == with_generation(document, 7).to_bytes()
     assert rendering.content_hash == document.content_hash
+
+
+def test_pieces_of_fields_that_came_later_give_the_document_too() -> None:
+    usable = {
+        "applications": {"names": ["chat"]},
+        "users": {"from": [{"header": "x-u"}]},
+        "stopPolicy": "Hold",
+    }
+    chat = application("chat", match={"models": ["m"]})
+    with_them, without = compiled([tenant("a", **usable)], [chat]).config, compiled([tenant("a")]).config
+    assert with_them is not None
+    assert without is not None
+    for document in (with_them, without):
+        rendering = Renderer().render(document)
+        assert rendering.document(7) == with_generation(document, 7).to_bytes()
+        assert rendering.content_hash == document.content_hash
+    old, new = Renderer().render(without), Renderer().render(with_them)
+    sent = Difference.from_bytes(difference(old, 1, new, 2))
+    assert apply(sent, Held.of(with_generation(without, 1))).config == with_generation(with_them, 2)
 
 
 def test_difference_is_what_a_sidecar_would_compute() -> None:

@@ -70,3 +70,11 @@ def test_secret_values_are_decoded_and_boot_secrets_are_not_kept() -> None:
     assert bodies.secret_values({"data": {"api-key": "a2V5"}}) == {"api-key": b"key"}
     assert bodies.secret_values({"data": {"config.json.gz": "a2V5", "control-token": "a2V5"}}) == {}
     assert bodies.secret_values({}) == {}
+
+
+def test_labels_are_kept_of_applications_alone() -> None:
+    metadata = {"namespace": "ns", "name": "x", "uid": "u", "resourceVersion": "1", "labels": {"tier": "low"}}
+    body = {"metadata": metadata, "spec": {}}
+    assert bodies.resource("Application", body).labels == {"tier": "low"}
+    assert bodies.resource("Tenant", body).labels == {}
+    assert bodies.resource("Application", {"metadata": {**metadata, "labels": None}}).labels == {}

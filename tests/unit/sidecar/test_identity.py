@@ -300,3 +300,103 @@ def test_a_tenants_new_cache_salt_is_its_keys_and_headers_at_once(head):
         memory = Memory(configuration.table, "10.0.0.9")
         claim = configuration.table.authenticate([head], dict([head]), memory, trusted=True)
         assert claim == Claim("a", cache_salt=salt)
+
+
+def application(name: str, **more) -> dict:
+    return {"name": name, "input_tokens": 1, "output_tokens": 1, **more}
+
+
+def test_tenant_is_refused_an_application_that_is_not_among_its_own():
+    tenants = {"tenants": [{"name": "a", "applications": ["agent"]}, {"name": "b", "applications": []}]}
+    ours = {"x-api-key": "ka", "x-fairserve-application": "agent"}
+    assert identify(ours, **tenants).application == "agent"
+    refused = identify({"x-api-key": "ka", "x-fairserve-application": "chat"}, **tenants)
+    assert (refused.status, refused.code, refused.param) == (
+        403,
+        "application_not_allowed",
+        "x-fairserve-application",
+    )
+    assert refused.message == "Tenant 'a' may not use application 'chat'."
+    assert code(identify({**ours, "x-fairserve-application": "nope"}, **tenants)) == "unknown_application"
+    assert code(identify({"x-api-key": "kü"}, **tenants)) == "application_not_allowed"  # pinned to chat
+    assert identify({"x-api-key": "ka"}, **tenants).application == "_default"
+
+
+MATCHED = {
+    "applications": [
+        application("chat", match={"models": ["big"]}),
+        application("agent", match={"headers": {"x-kind": "agent"}}),
+    ]
+}
+
+
+def said(**fields: str) -> EngineRequest:
+    return EngineRequest(b"", said={tuple(name.split("__")): value for name, value in fields.items()})
+
+
+def test_call_that_names_no_application_has_the_one_that_matches():
+    key = (b"x-api-key", b"ka")
+    assert identify_pairs([key], said(model="big"), **MATCHED).application == "chat"
+    assert identify_pairs([key], said(model="small"), **MATCHED).application == "_default"
+    assert identify_pairs([key, (b"x-kind", b"agent")], said(model="big"), **MATCHED).application == "agent"
+    named = [key, (b"x-fairserve-application", b"agent")]
+    assert identify_pairs(named, said(model="big"), **MATCHED).application == "agent"
+    pinned = [(b"x-api-key", "kü".encode()), (b"x-kind", b"agent")]
+    assert identify_pairs(pinned, **MATCHED).application == "chat"
+
+
+def test_call_that_is_matched_to_an_application_that_is_not_its_tenants_is_refused():
+    tenants = [{"name": "a", "applications": ["agent"]}, {"name": "b"}]
+    refused = identify_pairs([(b"x-api-key", b"ka")], said(model="big"), **MATCHED, tenants=tenants)
+    assert (refused.status, refused.code, refused.param) == (403, "application_not_allowed", None)
+    assert "'chat'" in refused.message
+    assert "'a'" in refused.message
+
+
+def test_two_values_of_a_header_that_decides_the_application_are_refused():
+    pairs = [(b"x-api-key", b"ka"), (b"x-kind", b"agent"), (b"x-kind", b"other")]
+    assert code(identify_pairs(pairs, **MATCHED)) == "ambiguous_identity"
+    assert identify_pairs(pairs).application == "_default"
+
+
+def test_bodies_are_read_only_for_what_the_configuration_asks():
+    users = [{"name": "a", "user_sources": ["body:metadata.who", "header:x-u"]}, {"name": "b"}]
+
+    def fields(name: str, **changes):
+        pairs, identities = [(b"x-api-key", name.encode())], table(**changes)
+        memory = Memory(identities, "10.0.0.9")
+        return identities.wanted(identities.authenticate(pairs, dict(pairs), memory, trusted=False))
+
+    assert fields("ka") == ()
+    assert fields("ka", **MATCHED) == (("model",),)
+    assert fields("ka", **MATCHED, tenants=users) == (("model",), ("metadata", "who"))
+    assert fields("kü", tenants=users) == ()
+
+
+def user_of(headers: dict[str, str], sources: list[str], *, trusted: bool = False, **body: str) -> object:
+    tenants = [{"name": "a", "user_sources": sources}, {"name": "b"}]
+    pairs = [(b"x-api-key", b"ka"), *((n.encode(), v.encode()) for n, v in headers.items())]
+    asked = said(**body)
+    asked.user = "usual"
+    caller = identify_pairs(pairs, asked, trusted=trusted, tenants=tenants)
+    return caller.code if isinstance(caller, Problem) else caller.user
+
+
+def test_first_place_that_names_a_user_counts_and_no_other_does():
+    order = ["body:metadata.who", "header:x-user", "body:user"]
+    everywhere = {"metadata__who": "one", "user": "three"}
+    assert user_of({"x-user": "two"}, order, **everywhere) == "one"
+    assert user_of({"x-user": "two"}, order, user="three") == "two"
+    assert user_of({"x-user": ""}, order, user="three") == "three"
+    assert user_of({"x-fairserve-user": "usual"}, order) == ""
+    assert user_of({"x-fairserve-user": "ours"}, [*order, "header:x-fairserve-user"]) == "ours"
+    assert user_of({"x-user": "two"}, [], **everywhere) == ""
+
+
+def test_two_values_of_a_header_that_names_the_user_are_refused():
+    pairs = [(b"x-api-key", b"ka"), (b"x-user", b"one"), (b"x-user", b"two")]
+    tenants = [{"name": "a", "user_sources": ["header:x-user"]}, {"name": "b"}]
+    assert code(identify_pairs(pairs, tenants=tenants)) == "ambiguous_identity"
+    assert identify_pairs([*pairs[:2], pairs[1]], tenants=tenants).user == "one"
+    # Another tenant's calls may have what they like in it.
+    assert identify_pairs([(b"x-api-key", "kü".encode()), *pairs[1:]], tenants=tenants).tenant == "b"

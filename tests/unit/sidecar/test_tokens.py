@@ -328,6 +328,21 @@ def test_user_of_a_token_is_nobodys_to_change_but_a_trusted_hops():
     assert caller(table(issuer(user_claim=["missing"])), body_user="bob").user == "bob"
 
 
+def test_users_places_change_nothing_of_whom_a_token_names():
+    places = {"tenants": [{"name": "a", "user_sources": ["body:user", "header:x-user"]}, {"name": "b"}]}
+    identities = table(**places)
+    assert caller(identities, x_user="bob").user == "ann"
+    assert caller(identities, x_user="bob", trusted=True).user == "bob"
+    assert caller(identities, x_fairserve_user="bob", trusted=True).user == "ann"
+    assert caller(table(issuer(user_claim=["missing"]), **places), x_user="bob").user == "bob"
+
+
+def test_token_for_an_application_that_is_not_its_tenants_is_refused():
+    tenants = [{"name": "a", "applications": []}, {"name": "b"}]
+    refused = caller(table(issuer(application_claim=["app"]), tenants=tenants))
+    assert (refused.status, refused.code) == (403, "application_not_allowed")
+
+
 def test_token_may_pin_the_application():
     identities = table(issuer(application_claim=["app"]))
     assert caller(identities).application == "chat"

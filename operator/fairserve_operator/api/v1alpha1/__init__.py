@@ -11,6 +11,7 @@ from fairserve_operator.api.v1alpha1.application import (
     ApplicationStatus,
     Interaction,
     Learning,
+    Match,
     Profile,
 )
 from fairserve_operator.api.v1alpha1.fields import InteractionLimit, SecretKeyRef, duration_s, size_bytes
@@ -40,9 +41,12 @@ from fairserve_operator.api.v1alpha1.tenant import (
     JwtIdentity,
     Queue,
     ServiceAccountIdentity,
+    TenantApplications,
     TenantInteractionLimits,
     TenantSpec,
     TenantStatus,
+    Users,
+    UserSource,
 )
 
 GROUP = "fairserve.dev"
@@ -66,6 +70,7 @@ __all__ = [
     "InteractionLimit",
     "JwtIdentity",
     "Learning",
+    "Match",
     "Overload",
     "OverloadSignal",
     "PoolQueue",
@@ -82,11 +87,14 @@ __all__ = [
     "ServingPoolSpec",
     "ServingPoolStatus",
     "Sidecar",
+    "TenantApplications",
     "TenantInteractionLimits",
     "TenantSpec",
     "TenantStatus",
     "Throttling",
     "TokenWeights",
+    "UserSource",
+    "Users",
     "duration_s",
     "size_bytes",
 ]

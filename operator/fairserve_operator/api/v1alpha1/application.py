@@ -10,10 +10,13 @@ from fairserve_operator.api.v1alpha1.fields import (
     CommonStatus,
     Count,
     Duration,
+    HeaderValue,
     InteractionLimit,
     Model,
+    PlainHeader,
     Tokens,
     Weight,
+    are_different,
     binds_rule,
     cel,
     never_binds,
@@ -24,13 +27,7 @@ _USER_BELOW_TENANT = binds_rule("perUser", "perTenant")
 _USER_BELOW_ALL = binds_rule("perUser", "total")
 _TENANT_BELOW_ALL = binds_rule("perTenant", "total")
 _SYSTEM_IN_INPUT = "systemTokens must not exceed inputTokens, which includes them"
-
-
-def _are_different(sources: tuple[str, ...]) -> tuple[str, ...]:
-    for source in sources:
-        if sources.count(source) > 1:
-            raise ValueError(f"{source} is there twice")
-    return sources
+_MATCHES_NOTHING = "at least one of models, paths, headers is needed"
 
 
 class Learning(Model):
@@ -134,7 +131,7 @@ class Interaction(Model):
         Annotated[
             tuple[Annotated[str, Field(pattern=_SOURCE_PATTERN, max_length=128)], ...],
             Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "set"}),
-            AfterValidator(_are_different),
+            AfterValidator(are_different),
         ]
         | None
     ) = Field(
@@ -151,6 +148,69 @@ class Interaction(Model):
     )
     max_calls: Count | None = Field(None, description="Most calls. Default: 100.")
     max_duration: Duration | None = Field(None, description="Longest time since its first call. Default: 1h.")
+
+
+class HeaderMatch(Model):
+    """A header with this value."""
+
+    name: PlainHeader = Field(description="Name of the header, in lower case.")
+    value: HeaderValue = Field(description="The exact value of the header, in visible ASCII.")
+
+
+def _have_different_names(headers: tuple[HeaderMatch, ...]) -> tuple[HeaderMatch, ...]:
+    are_different(tuple(header.name for header in headers))
+    return headers
+
+
+class Match(
+    Model,
+    json_schema_extra=cel(("has(self.models) || has(self.paths) || has(self.headers)", _MATCHES_NOTHING)),
+):
+    """Which calls are the application's: those that have one of the models, one of the paths and all of the
+    headers, as far as each is set.
+    """
+
+    models: (
+        Annotated[
+            tuple[Annotated[str, Field(min_length=1, max_length=256)], ...],
+            Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            AfterValidator(are_different),
+        ]
+        | None
+    ) = Field(None, description="What the body's `model` says, exactly. Unset: any, or none.")
+    paths: (
+        Annotated[
+            tuple[Annotated[str, Field(pattern=r'^/[!"$&->@-~]*$', max_length=256)], ...],
+            Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            AfterValidator(are_different),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="The call's path without its query, exactly, such as `/v1/embeddings`. Unset: any.",
+    )
+    headers: (
+        Annotated[
+            tuple[HeaderMatch, ...],
+            Field(
+                min_length=1,
+                max_length=16,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+            AfterValidator(_have_different_names),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Headers that the call has, all of them. A call with two different values of one of them "
+        "is refused. Unset: any.",
+    )
+
+    @model_validator(mode="after")
+    def _matches_something(self) -> Self:
+        if self.models is None and self.paths is None and self.headers is None:
+            raise ValueError(_MATCHES_NOTHING)
+        return self
 
 
 class ApplicationSpec(Model):
@@ -170,6 +230,13 @@ class ApplicationSpec(Model):
     )
     interaction: Interaction | None = Field(
         None, description="When an interaction ends. Unset: the defaults of its fields."
+    )
+    match: Match | None = Field(
+        None,
+        description="Calls that are the application's although nothing names one: neither the header "
+        "`x-fairserve-application` nor their key or token. Where several Applications match, the one with "
+        "more `headers` has the call, then one with `models`, then one with `paths`, then the first by name. "
+        "Of two with the same match the older one keeps it. Unset: none.",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 
@@ -138,6 +138,80 @@ Flag = Annotated[bool, Field(strict=True)]
 Name = Annotated[
     str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", max_length=253)
 ]
+
+
+#: What Kubernetes allows in a label's key and value.
+_LABEL_KEY = re.compile(
+    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
+    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
+_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+
+
+def _are_label_keys(labels: dict[str, str]) -> dict[str, str]:
+    """Check what a structural schema can't describe: the keys of an object."""
+    for key in labels:
+        if not _LABEL_KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key that a label can have")
+    return labels
+
+
+MatchLabels = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=317)],
+        Annotated[str, StringConstraints(max_length=63, pattern=_LABEL_VALUE)],
+    ],
+    Field(min_length=1, max_length=32),
+    AfterValidator(_are_label_keys),
+]
+
+#: Every header of fairserve's own starts with it.
+OWN_HEADER_PREFIX = "x-fairserve-"
+USER_HEADER = "x-fairserve-user"
+#: Their values are secrets, which neither name a user nor belong in a spec.
+_CREDENTIAL_HEADERS = ["api-key", "authorization", "cookie", "proxy-authorization", "x-api-key"]
+_OTHER_MEANING = "is a header with another meaning; choose another"
+
+
+_PLAIN = f"!(self in {_CREDENTIAL_HEADERS!r}) && !self.startsWith('{OWN_HEADER_PREFIX}')"
+_HEADER_NAME = r"^[a-z0-9!#$%&'*+.^_`|~-]+$"
+
+
+def _is_plain(name: str) -> str:
+    if name in _CREDENTIAL_HEADERS or name.startswith(OWN_HEADER_PREFIX):
+        raise ValueError(f"{name} {_OTHER_MEANING}")
+    return name
+
+
+def _may_name_a_user(name: str) -> str:
+    return name if name == USER_HEADER else _is_plain(name)
+
+
+#: Names in lower case of headers that are neither credentials' nor ours.
+PlainHeader = Annotated[
+    str,
+    Field(pattern=_HEADER_NAME, max_length=128, json_schema_extra=cel((_PLAIN, _OTHER_MEANING))),
+    AfterValidator(_is_plain),
+]
+#: The same and the one of ours that names a user.
+UserHeader = Annotated[
+    str,
+    Field(
+        pattern=_HEADER_NAME,
+        max_length=128,
+        json_schema_extra=cel((f"self == '{USER_HEADER}' || ({_PLAIN})", _OTHER_MEANING)),
+    ),
+    AfterValidator(_may_name_a_user),
+]
+HeaderValue = Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=256)]
+
+
+def are_different(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Check what `x-kubernetes-list-type: set` says."""
+    for entry in entries:
+        if entries.count(entry) > 1:
+            raise ValueError(f"{entry} is there twice")
+    return entries
 
 
 class InteractionLimit(Model):

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fairserve_operator.api.v1alpha1.fields import (
     DURATION_PATTERN,
@@ -15,6 +15,7 @@ from fairserve_operator.api.v1alpha1.fields import (
     Duration,
     DurationOrZero,
     Flag,
+    MatchLabels,
     Model,
     Name,
     Price,
@@ -58,33 +59,10 @@ def _is_network(block: str) -> str:
     return block
 
 
-#: What Kubernetes allows in a label's key and value.
-_LABEL_KEY = re.compile(
-    r"([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
-    r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-)
-_LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-
-
-def _are_label_keys(labels: dict[str, str]) -> dict[str, str]:
-    """Check what a structural schema can't describe: the keys of an object."""
-    for key in labels:
-        if not _LABEL_KEY.fullmatch(key):
-            raise ValueError(f"{key!r} is no key that a label can have")
-    return labels
-
-
 class Selector(Model):
     """Which pods."""
 
-    match_labels: Annotated[
-        dict[
-            Annotated[str, StringConstraints(max_length=317)],
-            Annotated[str, StringConstraints(max_length=63, pattern=_LABEL_VALUE)],
-        ],
-        Field(min_length=1, max_length=32),
-        AfterValidator(_are_label_keys),
-    ] = Field(description="Labels that a pod of the pool has, all of them.")
+    match_labels: MatchLabels = Field(description="Labels that a pod of the pool has, all of them.")
 
 
 class PoolRef(Model):

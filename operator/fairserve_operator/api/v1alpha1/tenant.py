@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fairserve_operator.api.v1alpha1.fields import (
     CommonStatus,
     Count,
     Duration,
+    HeaderValue,
     InteractionLimit,
+    MatchLabels,
     Model,
     Name,
     SecretKeyRef,
     Size,
+    UserHeader,
     Weight,
+    are_different,
     binds_rule,
     cel,
     never_binds,
@@ -46,6 +50,10 @@ _CLAIM_AND_VALUE = "claim and value go together"
 _USER_BELOW_TENANT = binds_rule("perUser", "total")
 _USER_REQUESTS = "maxRequestsPerUser must not exceed maxRequests"
 _USER_BYTES = "maxBytesPerUser must not exceed maxBytes"
+_NAMES_XOR_SELECTOR = "exactly one of names, selector is allowed"
+_HEADER_XOR_FIELD = "exactly one of header, bodyField is allowed"
+_SAID_TWICE = "an entry is there twice"
+_PINNED_IS_LISTED = "the application of an apiKey in identity must be among applications.names"
 
 
 #: Where `maxRequests` and `maxBytes` are unset.
@@ -89,9 +97,7 @@ class HeaderIdentity(Model):
             ),
         ),
     ] = Field(description="Name of the header, in any case.")
-    value: Annotated[str, Field(pattern=r"^[!-~]([ -~]*[!-~])?$", max_length=256)] = Field(
-        description="The exact value of the header, in visible ASCII."
-    )
+    value: HeaderValue = Field(description="The exact value of the header, in visible ASCII.")
 
     @model_validator(mode="after")
     def _is_free(self) -> Self:
@@ -271,7 +277,102 @@ class Queue(
         return self
 
 
-class TenantSpec(Model):
+class ApplicationSelector(Model):
+    """Which Applications, by their labels."""
+
+    match_labels: MatchLabels = Field(
+        description="Labels that an Application has, all of them. Those that come later are among them too."
+    )
+
+
+class TenantApplications(
+    Model, json_schema_extra=cel(("has(self.names) != has(self.selector)", _NAMES_XOR_SELECTOR))
+):
+    """Which Applications, by name or by label."""
+
+    names: (
+        Annotated[
+            tuple[Name, ...],
+            Field(max_length=256, json_schema_extra={"x-kubernetes-list-type": "set"}),
+            AfterValidator(are_different),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Names of Applications of the namespace. One that is not there is told in "
+        "`ResolvedRefs`, and the others count. Empty: none. Unset: by `selector`.",
+    )
+    selector: ApplicationSelector | None = Field(
+        None, description="Applications of the namespace by their labels. Unset: by `names`."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.names is None) == (self.selector is None):
+            raise ValueError(_NAMES_XOR_SELECTOR)
+        return self
+
+
+class UserSource(
+    Model, json_schema_extra=cel(("has(self.header) != has(self.bodyField)", _HEADER_XOR_FIELD))
+):
+    """One place in which a call may name its user. Exactly one of the fields is set."""
+
+    header: UserHeader | None = Field(
+        None,
+        description="A header, in lower case. Only from a trusted proxy does it count more than the user "
+        "whom a token names. Two different values of it are refused. Unset: by `bodyField`.",
+    )
+    body_field: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+){0,7}$", max_length=128)] | None
+    ) = Field(
+        None,
+        description="A field of the body that holds a text: names from the top down with dots between, such "
+        "as `metadata.end_user`. Of a form only its own fields. Unset: by `header`.",
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.header is None) == (self.body_field is None):
+            raise ValueError(_HEADER_XOR_FIELD)
+        return self
+
+
+def _are_different_sources(sources: tuple[UserSource, ...]) -> tuple[UserSource, ...]:
+    if len(set(sources)) < len(sources):
+        raise ValueError(_SAID_TWICE)
+    return sources
+
+
+class Users(Model):
+    """How the tenant's users are told apart."""
+
+    from_: Annotated[
+        tuple[UserSource, ...],
+        Field(
+            max_length=16,
+            json_schema_extra=cel(("self.all(one, self.exists_one(other, other == one))", _SAID_TWICE)),
+        ),
+        AfterValidator(_are_different_sources),
+    ] = Field(
+        alias="from",
+        description="Where a call's user is named: the first place that says something counts, and nothing "
+        "else does. Whom a token names (`identity[].jwt.userClaim`) comes before all of them. Empty: by "
+        "tokens alone.",
+    )
+
+
+class TenantSpec(
+    Model,
+    json_schema_extra=cel(
+        (
+            "!has(self.applications) || !has(self.applications.names) || !has(self.identity) || "
+            "self.identity.all(one, !has(one.apiKey) || !has(one.apiKey.application) || "
+            "one.apiKey.application in self.applications.names)",
+            _PINNED_IS_LISTED,
+        )
+    ),
+):
     """Who shares: a team or a customer. Applies to every ServingPool of its namespace."""
 
     weight: Weight = Field(
@@ -303,6 +404,24 @@ class TenantSpec(Model):
         "that has begun may be continued until it ends by its Application's rules. None: it works as usual. "
         "Default: None.",
     )
+    applications: TenantApplications | None = Field(
+        None,
+        description="Which Applications the tenant may use; a call of any other is refused with 403. Calls "
+        "of no Application are always served. Unset: all.",
+    )
+    users: Users | None = Field(
+        None,
+        description="How the tenant's users are told apart. Unset: by the header `x-fairserve-user`, else by "
+        "the body's `user`, `safety_identifier` or `metadata.user_id`.",
+    )
+
+    @model_validator(mode="after")
+    def _pinned_is_listed(self) -> Self:
+        listed = None if self.applications is None else self.applications.names
+        pinned = {each.api_key.application for each in self.identity if each.api_key} - {None}
+        if listed is not None and not pinned <= set(listed):
+            raise ValueError(_PINNED_IS_LISTED)
+        return self
 
 
 Percent = Annotated[int, Field(ge=0, le=100)]
