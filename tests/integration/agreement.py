@@ -30,7 +30,7 @@ from tests.integration.operating import Place
 
 _PLURALS = {TENANT: "tenants", APPLICATION: "applications", SERVING_POOL: "servingpools"}
 #: What the compilation alone decides.
-_DECIDED = ("Accepted", "ResolvedRefs", "Conflicted")
+_DECIDED = ("Accepted", "ResolvedRefs", "Conflicted", "Held")
 
 
 @dataclass(frozen=True)

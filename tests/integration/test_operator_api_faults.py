@@ -281,13 +281,19 @@ def test_api_server_that_is_away_for_a_minute_stops_nothing(
         assert operator.alive
 
 
-def test_field_of_a_newer_schema_is_named_and_spares_the_others(scene: Scene, api: ControlPlane) -> None:
+def test_field_of_a_newer_schema_is_named_and_spares_the_others(
+    scene: Scene, api: ControlPlane, proxy: ApiProxy
+) -> None:
     crd = yaml.safe_load((REPOSITORY / "crds" / "fairserve.dev_tenants.yaml").read_text())
     spec = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     spec["properties"]["burst"] = {"type": "integer"}
     try:
         api.apply(json.dumps(crd))
         until(lambda: scene.place.patch("tenants", "team-b", {"burst": 3})["spec"].get("burst"), "the field")
+        scene.place.patch("tenants", "team-b", {"burst": None})
+        proxy.cut(None)  # Watches from before leave the field out for as long as the API server keeps them.
+        until(lambda: proxy.watching == WATCHES, "all watches")
+        scene.place.patch("tenants", "team-b", {"burst": 3})
         told = scene.place.until_condition("tenants", "team-b", "Accepted", "False")
         assert "spec.burst: unknown field" in told["message"]
         del scene.weights["team-b"]
