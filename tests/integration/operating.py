@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from fairserve.config import SchedulerConfig
 from tests.fakes.sidecar_control import SidecarControl
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane
@@ -215,6 +217,11 @@ class Place:
     def boot_secret(self, pool: str = "llm") -> dict[str, Any]:
         """The Secret that a pool's pods boot from; raises HTTPError (an OSError) while there is none."""
         return self.get("secrets", f"fairserve-{pool}")
+
+    def boot_document(self, pool: str = "llm") -> SchedulerConfig:
+        """The configuration in it."""
+        packed = base64.b64decode(self.boot_secret(pool)["data"]["config.json.gz"])
+        return SchedulerConfig.from_bytes(gzip.decompress(packed))
 
     def gone(self, kind: str, name: str) -> bool:
         """Whether there is no such object."""

@@ -217,7 +217,11 @@ def test_pod_that_comes_later_or_starts_anew_is_caught_up(served: Place) -> None
 def test_hanging_pod_holds_up_no_other(served: Place) -> None:
     hanging = served.pod("a")
     healthy = [served.pod(name) for name in ("b", "c")]
-    served.until_condition("servingpools", "llm", "Programmed", "True")
+    served.until_condition("tenants", "team-b", "Programmed", "True")
+    until(
+        lambda: served.get("servingpools", "llm")["status"].get("programmed") == "3/3",
+        "all three pods at once",
+    )
     hanging.hang()
     served.patch("tenants", "team-a", {"weight": 9})
     until(
@@ -247,13 +251,18 @@ def test_sidecar_with_a_newer_generation_is_overtaken(served: Place) -> None:
 
 def test_deleted_boot_secret_comes_back_the_same(served: Place) -> None:
     sidecar = served.pod("a")
-    served.until_condition("servingpools", "llm", "Programmed", "True")
-    before = served.boot_secret()
+    for kind, name in (("tenants", "team-a"), ("tenants", "team-b"), ("applications", "chat")):
+        served.until_condition(kind, name, "Ready", "True")
+    until(
+        lambda: served.boot_document().generation == sidecar.generation,
+        "the boot Secret, which is written after the sidecars have the configuration",
+    )
+    before, told = served.boot_secret(), len(sidecar.configs)
     served.delete("secrets", "fairserve-llm")
     after = until(served.boot_secret, "the boot Secret")
     assert after["metadata"]["uid"] != before["metadata"]["uid"]
     assert after["data"] == before["data"]
-    assert len(sidecar.configs) == 1
+    assert len(sidecar.configs) == told
 
 
 def test_pool_that_is_gone_is_missed(served: Place) -> None:
@@ -289,15 +298,15 @@ def test_statuses_and_columns_show_what_the_sidecars_do(served: Place) -> None:
             },
         }
     served.until_condition("tenants", "team-a", "Ready", "True")
-    shown = until(lambda: served.get("tenants", "team-a")["status"].get("share"), "the share of team-a")
+    # What the sidecars do comes after what they run, from one pod and then from both.
+    until(lambda: served.get("tenants", "team-a")["status"].get("activeUsers") == 4, "the users of team-a")
+    shown = served.get("tenants", "team-a")["status"]["share"]
     assert shown == {"configuredPercent": 75, "achievedPercent": 60}
-    assert served.get("tenants", "team-a")["status"]["activeUsers"] == 4
-    assert served.get("applications", "chat")["status"]["learned"] == {
-        "inputTokens": 90,
-        "systemTokens": 5,
-        "outputTokens": 40,
-        "samples": 120,
-    }
+    learned = {"inputTokens": 90, "systemTokens": 5, "outputTokens": 40, "samples": 120}
+    until(
+        lambda: served.get("applications", "chat")["status"].get("learned") == learned,
+        "what chat has learned on both pods",
+    )
     until(lambda: served.get("servingpools", "llm")["status"].get("window") == 16, "the pool's window")
     table = served.control_plane.kubectl("get", "tenants.fairserve.dev", "-n", served.namespace)
     heading, first, second = table.splitlines()

@@ -6,8 +6,6 @@ say.
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -71,7 +69,7 @@ class Scene:
             raise AssertionError(f"no agreement: {self.disagreements()}") from None
 
     def disagreements(self) -> list[str]:
-        boot = boot_document(self.place)
+        boot = self.place.boot_document()
         wrong = [] if weights(boot) == self.weights else [f"the boot Secret has {weights(boot)}"]
         wrong += [
             f"{sidecar.host} runs {sidecar.generation}, not {boot.generation}"
@@ -98,11 +96,6 @@ class Scene:
 
 def weights(config: SchedulerConfig) -> dict[str, float]:
     return {each.name: each.weight for each in config.tenants}
-
-
-def boot_document(place: Place) -> SchedulerConfig:
-    packed = base64.b64decode(place.boot_secret()["data"]["config.json.gz"])
-    return SchedulerConfig.from_bytes(gzip.decompress(packed))
 
 
 def error_event(code: int, words: str) -> dict[str, Any]:
