@@ -2,6 +2,9 @@
 
 A real API server, one pool of 1,000 Pods whose sidecars' control ports are played by `bench.fleet`, 10,000
 Tenants with an API key each and 100 Applications. The operator is a process of its own with nothing special.
+In the end a real Prometheus has the overload signals of that pool, and of 50 small ones in another namespace
+with an operator of its own.
+
 API server, etcd, sidecars, the client that measures and the operator share the machine's cores: CPU seconds
 of each stand beside the times, and say which of them the time goes to.
 """
@@ -63,7 +66,7 @@ class Size:
     burst: int = 1000
     hanging: float = 0.1
     idle_s: float = 60.0
-    rounds: int = 10  #: of arming and disarming
+    rounds: int = 20  #: in which the large pool is armed or disarmed
     pools: int = 50
     pools_tenants: int = 100  #: in the namespace of these pools
     interval_s: float = 5.0  #: between two evaluations

@@ -42,8 +42,11 @@ from tests.parts.prometheus import Prometheus
 _WAIT = "fairserve_queue_oldest_wait_seconds"
 _BELOW_S, _THRESHOLD_S, _ABOVE_S = 0.0, 3.0, 12.5
 _POLL_S = 0.05
-#: Scrapes of an evaluation interval.
-_SCRAPES = 10
+#: Seconds between two scrapes of the one sidecar that tells the large pool's wait. It divides no usual
+#: interval, so that signals cross at all its moments; and a scrape may have to wait while all are told.
+_SCRAPE_S = 0.37
+#: Scrapes of each small pool in an evaluation interval.
+_SCRAPES = 5
 #: A pool may be told so much later than an interval after the last time, in intervals.
 _LATEST = 1.5
 
@@ -71,16 +74,15 @@ class Signal:
     def scraped(self, folder: Path) -> Iterator[None]:
         """With a Prometheus that scrapes it."""
         targets = [f"{self._hosts[0]}:{self._fleet.port}"]
-        with Prometheus(
-            [{"targets": targets}], scrape_interval_s=self._interval_s / _SCRAPES, directory=folder
-        ) as self._prometheus:
+        prometheus = Prometheus([{"targets": targets}], scrape_interval_s=_SCRAPE_S, directory=folder)
+        with prometheus as self._prometheus:
             yield
 
     async def flip(
         self, rounds: int, rng: random.Random, used: Callable[[], Mapping[str, float]]
     ) -> Reaction:
-        """Arm and disarm in turn, at moments that are spread over the interval. `used`: CPU seconds until
-        now, by process.
+        """Arm and disarm in turn, at moments that are spread over the interval: also while the evaluation
+        that comes too early for them is told. `used`: CPU seconds until now, by process.
         """
         late_s, spread_s = [], []
         phases = [(number + rng.random()) / rounds for number in range(rounds)]
@@ -235,14 +237,19 @@ async def _set_metrics(fleet: Fleet, namespace: str, pools: Mapping[str, str], w
 
 
 async def _until_clear(api: Api, pools: Mapping[str, int]) -> None:
-    """Wait until these pools run, with these generations of their specs, and have read all their signals."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            listed = (await api.call("GET", api.path("servingpools")))["items"]
-            statuses = {body["metadata"]["name"]: body.get("status", {}) for body in listed}
-            if all(_is_clear(statuses[pool], generation) for pool, generation in pools.items()):
-                return
-            await asyncio.sleep(0.1)
+    """Wait until these pools run, with these generations of their specs, and have read all their signals.
+    Raises RuntimeError with those that don't.
+    """
+    ends = time.monotonic() + DEADLINE_S
+    while True:
+        listed = (await api.call("GET", api.path("servingpools")))["items"]
+        statuses = {body["metadata"]["name"]: body.get("status", {}) for body in listed}
+        other = [name for name, generation in pools.items() if not _is_clear(statuses[name], generation)]
+        if not other:
+            return
+        if time.monotonic() > ends:
+            raise RuntimeError(f"not evaluated: {', '.join(other)}; {statuses[other[0]].get('conditions')}")
+        await asyncio.sleep(0.1)
 
 
 def _is_clear(status: Mapping[str, Any], generation: int) -> bool:
@@ -259,7 +266,8 @@ def figures(
     """All of them, judged. `tenants`: in the namespace of the many pools."""
     late, rounds = reaction.late_s, len(reaction.late_s)
     what = (
-        f"signal crossed in Prometheus to each of {pods} sidecars told, less one interval of {interval_s:g} s"
+        f"signal crossed in Prometheus to each of {pods} sidecars armed or disarmed, "
+        f"less one interval of {interval_s:g} s"
     )
     pools = f"{len(evaluated.told)} pools of one sidecar, {tenants} tenants, default signals"
     shares = {name: 100 * share for name, share in evaluated.shares.items()}
