@@ -71,8 +71,9 @@ bench-engine: $(STAMP) $(COMPILED) ## The sidecar before a real vLLM on the CPU,
 	$(BIN)/python -m bench.engine --compiled $(COMPILED)
 
 .PHONY: bench-operator
-bench-operator: $(STAMP) ## The operator with a real API server, 1,000 sidecars and 10,000 tenants: build/bench/operator.json; PODS=, TENANTS=, CHANGES=.
-	PYTHONPATH=serving:operator $(BIN)/python -m bench.operator $(if $(PODS),--pods $(PODS)) $(if $(TENANTS),--tenants $(TENANTS)) $(if $(CHANGES),--changes $(CHANGES))
+bench-operator: $(STAMP) ## The operator with a real API server, 1,000 sidecars and 10,000 tenants, and with Prometheus: build/bench/operator.json; PODS=, TENANTS=, CHANGES=, POOLS=.
+	$(BIN)/python -m tests.parts controlplane prometheus
+	PYTHONPATH=serving:operator $(BIN)/python -m bench.operator $(if $(PODS),--pods $(PODS)) $(if $(TENANTS),--tenants $(TENANTS)) $(if $(CHANGES),--changes $(CHANGES)) $(if $(POOLS),--pools $(POOLS))
 
 .PHONY: bench-soak
 bench-soak: $(STAMP) $(COMPILED) ## The sidecar under mixed calls for MINUTES (10), and its books at the end: build/bench/soak.json.

@@ -5,6 +5,8 @@ the contract of docs/reference/control-port.md with real documents, generations 
 hold is put together from the bodies that came, and its hash is computed and compared. Equal bodies on equal
 bases are computed once, as a thousand machines would compute them at the same time.
 
+On the same port they serve `/metrics` with what the default signals of overload read, once they were told it.
+
 Commands come as lines of JSON on stdin, answers go to stdout.
 """
 
@@ -14,9 +16,10 @@ import asyncio
 import gzip
 import hashlib
 import json
+import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
@@ -130,6 +133,8 @@ class Sidecar:
     generation: int = 0
     held: Held | None = None
     hangs: bool = False
+    orders: list[tuple[float, bool]] = field(default_factory=list)  #: time.monotonic(), and whether armed
+    metrics: dict[str, Any] | None = None  #: pool_namespace, pool and wait_s; None: serves none
 
 
 class Fleet:
@@ -140,12 +145,15 @@ class Fleet:
         self.applied: dict[int, dict[str, float]] = {}  #: by generation and address: time.monotonic()
         self.counts = {"whole": 0, "difference": 0, "state": 0, "overload": 0, "refused": 0, "bytes": 0}
         self._documents = Documents()
+        self._rng = random.Random(1)
 
     def sidecar(self, host: str) -> Sidecar:
         return self.sidecars.setdefault(host, Sidecar())
 
-    def answer(self, host: str, method: str, path: str, kind: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Status and body."""
+    def answer(
+        self, host: str, method: str, path: str, kind: str, body: bytes
+    ) -> tuple[int, dict[str, Any] | str]:
+        """Status, and JSON or a text."""
         sidecar = self.sidecar(host)
         self.counts["bytes"] += len(body)
         match method, path:
@@ -156,10 +164,23 @@ class Fleet:
                 return 200, runs | _work(host)
             case "PUT", "/overload":
                 self.counts["overload"] += 1
-                return 200, {"armed": json.loads(body)["armed"], "generation": sidecar.generation or None}
+                armed = json.loads(body)["armed"]
+                sidecar.orders.append((time.monotonic(), armed))
+                return 200, {"armed": armed, "generation": sidecar.generation or None}
+            case "GET", "/metrics" if sidecar.metrics is not None:
+                return 200, self._metrics(**sidecar.metrics)
             case "PUT", "/config":
                 return self._configure(host, sidecar, kind, body)
         return 404, {"error": "no such thing"}
+
+    def _metrics(self, pool_namespace: str, pool: str, wait_s: float) -> str:
+        """As a sidecar's port has it. Use of the engine is never twice the same, and never much."""
+        return (
+            f'fairserve_pool_info{{pool_namespace="{pool_namespace}",pool="{pool}"}} 1\n'
+            f"fairserve_queue_oldest_wait_seconds {wait_s}\n"
+            f"fairserve_saturation {self._rng.uniform(0.2, 0.6)}\n"
+            f'vllm:kv_cache_usage_perc{{engine="0",model_name="m"}} {self._rng.uniform(0.2, 0.6)}\n'
+        )
 
     def _configure(self, host: str, sidecar: Sidecar, kind: str, body: bytes) -> tuple[int, dict[str, Any]]:
         refusal = 409, {"error": "it does not follow", **_runs(sidecar)}
@@ -197,13 +218,15 @@ class Fleet:
                 for sidecar in hosts:
                     sidecar.hangs = what == "hang"
             case "forget":
-                for sidecar in hosts:
-                    sidecar.generation, sidecar.held = 0, None
-                for at in self.applied.values():
-                    for host in command["hosts"]:
-                        at.pop(host, None)
+                self._forget(command["hosts"])
             case "applied":
                 return {"at": self.applied.get(command["generation"], {})}
+            case "orders":
+                since = command["since"]
+                return {"orders": [[each for each in s.orders if each[0] >= since] for s in hosts]}
+            case "metrics":
+                for host, metrics in command["told"].items():
+                    self.sidecar(host).metrics = metrics
             case "counts":
                 return dict(self.counts)
             case "state":
@@ -211,6 +234,13 @@ class Fleet:
                 sound = all(self._sound(s) for s in {id(s.held): s for s in hosts}.values())
                 return {"running": sorted(running), "sound": sound}
         return {}
+
+    def _forget(self, hosts: Sequence[str]) -> None:
+        for host in hosts:
+            sidecar = self.sidecar(host)
+            sidecar.generation, sidecar.held = 0, None
+            for at in self.applied.values():
+                at.pop(host, None)
 
     def _sound(self, sidecar: Sidecar) -> bool:
         """Whether the real model, too, finds that what is held has the hash that was told."""
@@ -265,10 +295,13 @@ class Connection(asyncio.Protocol):
             return
         method, path, _ = first.split(" ")
         status, answer = self._fleet.answer(self._host, method, path, headers.get("content-type", ""), body)
-        text = json.dumps(answer).encode()
+        if isinstance(answer, str):
+            kind, text = b"text/plain; version=0.0.4", answer.encode()
+        else:
+            kind, text = b"application/json", json.dumps(answer).encode()
         self._transport.write(
-            b"HTTP/1.1 %d Said\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-            % (status, len(text), text)
+            b"HTTP/1.1 %d Said\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b"
+            % (status, kind, len(text), text)
         )
 
 
