@@ -66,6 +66,8 @@ def test_good_public_keys_are_kept_in_order_with_what_makes_them_public() -> Non
         ("text", "a key is no JSON object"),
         ({}, "a key has no usable kid"),
         (PUBLIC["p256"] | {"kid": ""}, "key '' has no usable kid"),
+        (PUBLIC["p256"] | {"kid": "\ud800"}, "key '\\ud800' has no usable kid"),
+        (PUBLIC["p256"] | {"use": "\ud800"}, "key 'p256' is malformed"),
         (PRIVATE["p256"], "key 'p256' is private or symmetric"),
         (PRIVATE["rsa"], "key 'rsa' is private or symmetric"),
         ({"kty": "oct", "kid": "s", "k": "c2VjcmV0"}, "key 's' is private or symmetric"),

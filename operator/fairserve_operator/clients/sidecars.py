@@ -136,7 +136,9 @@ class SidecarClient:
         """Arm or disarm OIT for `lease_s` seconds."""
         body = {"armed": armed, "lease_s": lease_s, "reason": reason[:_MAX_REASON]}
         match await self._call("PUT", port, "/overload", _JSON, json.dumps(body).encode()):
-            case 200, {"armed": bool(now_armed), "generation": (int() | None) as generation}:
+            case 200, {"armed": bool(now_armed), "generation": (int() | None) as generation} if _counts(
+                generation or 0
+            ):
                 return OverloadTaken(now_armed, generation or 0)
             case other:
                 return _failure(other)
@@ -144,7 +146,9 @@ class SidecarClient:
     async def get_state(self, port: ControlPort) -> State | Rejected | Unreachable:
         """What the sidecar runs and does."""
         match await self._call("GET", port, "/state"):
-            case 200, {"generation": int(generation), "hash": str(content_hash)} as told:
+            case 200, {"generation": int(generation), "hash": str(content_hash)} as told if _counts(
+                generation
+            ):
                 return State(Running(generation, content_hash), told)
             case 200, {"generation": None | 0} as told:
                 return State(Running(0, ""), told)
@@ -195,11 +199,16 @@ def _content(body: bytes) -> Any:
         return body.decode("utf-8", "replace")
 
 
+def _counts(generation: int) -> bool:
+    """Whether it is a generation; `true` is a whole number to Python."""
+    return not isinstance(generation, bool) and generation >= 0
+
+
 def _configuration(answer: tuple[int, Any] | Unreachable) -> Running | Newer | Rejected | Unreachable:
     match answer:
-        case 200, {"generation": int(generation), "hash": str(content_hash)}:
+        case 200, {"generation": int(generation), "hash": str(content_hash)} if _counts(generation):
             return Running(generation, content_hash)
-        case 409, {"generation": int(generation), "hash": str(content_hash)}:
+        case 409, {"generation": int(generation), "hash": str(content_hash)} if _counts(generation):
             return Newer(generation, content_hash)
         case other:
             return _failure(other)

@@ -107,6 +107,11 @@ def _fault(key: Any) -> str:
     return next((fault for check, fault in _CHECKS if not check(key)), "")
 
 
+def _is_text(value: Any) -> bool:
+    """JSON may hold half a surrogate pair, which no document can."""
+    return isinstance(value, str) and not any("\ud800" <= each <= "\udfff" for each in value)
+
+
 def _is_for_verifying(key: Mapping[str, Any]) -> bool:
     operations = key.get("key_ops", ["verify"])
     return isinstance(operations, list) and "verify" in operations and bool(algorithms_of(key))
@@ -182,9 +187,9 @@ def _octets(key: Mapping[str, Any], member: str) -> bytes:
 #: In this order, each relying on those before it.
 _CHECKS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda key: isinstance(key, dict), "is no JSON object"),
-    (lambda key: isinstance(key.get("kid"), str) and 0 < len(key["kid"]) <= _MAX_ID, "has no usable kid"),
+    (lambda key: _is_text(key.get("kid")) and 0 < len(key["kid"]) <= _MAX_ID, "has no usable kid"),
     (lambda key: PRIVATE_MEMBERS.isdisjoint(key), "is private or symmetric"),
-    (lambda key: all(isinstance(key.get(name, ""), str) for name in _MEMBERS), "is malformed"),
+    (lambda key: all(_is_text(key.get(name, "")) for name in _MEMBERS), "is malformed"),
     (_is_of_known_kind, "is of an unknown kind"),
     (_is_for_verifying, "is not for signatures"),
     (_is_sound, "is malformed or weak"),

@@ -142,7 +142,7 @@ class BootSecrets:
         metadata = manifest["metadata"]
         held = await self._cluster.read_secret(metadata["namespace"], metadata["name"])
         if held is not None:
-            if POOL_LABEL not in (held["metadata"].get("labels") or {}):
+            if (held["metadata"].get("labels") or {}).get(POOL_LABEL) != metadata["labels"][POOL_LABEL]:
                 raise ForeignSecretError(
                     f"Secret {metadata['namespace']}/{metadata['name']} is somebody else's; "
                     f'ServingPool "{metadata["labels"][POOL_LABEL]}" needs its name'
@@ -167,7 +167,8 @@ def _adopted(
 ) -> Boot:
     data, metadata = body.get("data") or {}, body["metadata"]
     known_keys = {CONFIG_KEY, INDEX_KEY, TOKEN_KEY}
-    if POOL_LABEL not in (metadata.get("labels") or {}) and not known_keys & data.keys():
+    owner = (metadata.get("labels") or {}).get(POOL_LABEL)
+    if owner not in (None, pool.key.name) or (owner is None and not known_keys & data.keys()):
         raise ForeignSecretError(
             f"Secret {pool.key.namespace}/{metadata['name']} is somebody else's; {pool.key} needs its name"
         )

@@ -34,7 +34,7 @@ from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
 from fairserve_operator.handlers.store import Pod
 from fairserve_operator.handlers.tasks import Tasks, wait_for_event
-from fairserve_operator.manifests.boot_secret import compressed
+from fairserve_operator.manifests.boot_secret import boot_secret_name, compressed
 
 _log = logging.getLogger(__name__)
 
@@ -434,6 +434,9 @@ class PoolDelivery:
     def _failed(self, link: _Link, answer: Rejected | Unreachable) -> bool:
         """Note the failure; returns False, "not reached"."""
         match answer:
+            case Rejected(401, words):
+                secret = boot_secret_name(self._pool)
+                problem = f"HTTP 401: {words}; the Pod must have its control token from Secret {secret}"
             case Rejected(status, words):
                 problem = f"HTTP {status}: {words}"
             case Unreachable(words):
@@ -449,7 +452,7 @@ class PoolDelivery:
 
     def round_s(self) -> float | None:
         """The time in which every sidecar is asked what it runs; None where there is no Pod."""
-        return self._between_s() * _LATEST_LOOK if self._links else None
+        return self._between_s() * (_LATEST_LOOK + 0.1) if self._links else None
 
     def _between_s(self) -> float:
         return max(self._pace.resync_s, len(self._links) / self._pace.looks_per_s)

@@ -49,7 +49,7 @@ class Timing:
     relisted_s: float = (
         1.0  #: how long after a watch began anew the next count comes, whatever `census_s` says
     )
-    look_back_s: float = 10.0  #: time between two looks whether the API server's history went back
+    look_back_s: float = 10.0  #: time between two looks whether history went back, or others wrote statuses
 
 
 class Loop:
@@ -157,6 +157,10 @@ class Loop:
                 _log.info("looking back: %s", problem)
             except AstrayError as problem:
                 self._astray(problem)
+            # Not at once: whoever else writes statuses all the time would have us write all the time.
+            for namespace in self._world.store.namespaces():
+                if self._world.store.is_rewritten(namespace):
+                    self.mark(namespace)
             await asyncio.sleep(self._timing.look_back_s)
 
 

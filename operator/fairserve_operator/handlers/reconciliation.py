@@ -30,6 +30,8 @@ from fairserve_operator.handlers.publication import same
 
 #: Objects whose status is looked at before others may run.
 _BREATH = 500
+#: The same where each has to be computed.
+_SHORT_BREATH = 50
 
 
 class _Looked(NamedTuple):
@@ -226,8 +228,11 @@ class Namespace:
         Where a Pod comes or goes every object's count of Pods is another one, and every survey tells of work.
         So there are at most `most`, none once there is a `hurry`, and `postponed` tells how many are left.
         """
-        now, self.refreshed = rfc3339(self._world.clock()), 0
+        now, self.refreshed, looks = rfc3339(self._world.clock()), 0, 0
         while self._moved and self.refreshed < most and not hurry():
+            looks += 1
+            if looks % _SHORT_BREATH == 0:
+                await asyncio.sleep(0)
             looked = self._look(self._moved.popitem()[1])
             if looked is None:
                 continue

@@ -95,6 +95,10 @@ class Store:
         if known is not None and version >= known.version:
             known.version, known.status = version, _compact(status)
 
+    def is_rewritten(self, namespace: str) -> bool:
+        """Whether `take_rewritten` has something to tell."""
+        return bool(self._space(namespace).rewritten)
+
     def take_rewritten(self, namespace: str) -> set[ObjectKey]:
         """Whose status somebody has written since this was asked last."""
         space = self._space(namespace)

@@ -15,7 +15,7 @@ from fairserve_operator.decide.resources import SERVING_POOL
 from fairserve_operator.errors import ApiServerError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.manifests import boot_secret
-from fairserve_operator.manifests.boot_secret import compressed
+from fairserve_operator.manifests.boot_secret import POOL_LABEL, compressed
 from tests.unit.operator_handlers.world import FakeCluster, FakeWorld, resource
 
 POOL = resource(SERVING_POOL, "llm", {})
@@ -131,12 +131,25 @@ async def test_operator_that_dies_between_parts_leaves_the_old_document(tmp_path
 
 
 @pytest.mark.usefixtures("short_parts")
-async def test_name_of_a_part_may_be_taken() -> None:
+@pytest.mark.parametrize("labels", [{}, {POOL_LABEL: "llm-a-0"}])
+async def test_name_of_a_part_may_be_taken(labels: dict[str, str]) -> None:
     world = FakeWorld()
     secrets = BootSecrets(world.store, world.cluster)
-    world.cluster.secrets["ns", "fairserve-llm-a-0"] = {"metadata": {"resourceVersion": "1"}, "data": {}}
+    taken = {"metadata": {"resourceVersion": "1", "labels": labels}, "data": {}}
+    world.cluster.secrets["ns", "fairserve-llm-a-0"] = taken
     with pytest.raises(ForeignSecretError, match="fairserve-llm-a-0 is somebody else's"):
         await write(secrets, await secrets.read(POOL, None), 1)
+
+
+async def test_name_of_a_boot_secret_may_be_another_pools_part() -> None:
+    world = FakeWorld()
+    taken = {
+        "metadata": {"name": "fairserve-llm", "resourceVersion": "1", "labels": {POOL_LABEL: "other"}},
+        "data": {"config.json.gz.a.0": "eA=="},
+    }
+    world.cluster.secrets["ns", "fairserve-llm"] = taken
+    with pytest.raises(ForeignSecretError, match="fairserve-llm is somebody else's"):
+        await BootSecrets(world.store, world.cluster).read(POOL, None)
 
 
 async def test_document_of_ordinary_length_is_in_one_piece(tmp_path: Path) -> None:

@@ -114,6 +114,8 @@ RUBBISH = {
     "gzip that nobody asked for": (answer(b"no", head="Content-Encoding: gzip\r\n"), "HTTP 200: no"),
     "too long": (answer(b" " * (17 << 20)), "longer than 16777216 bytes"),
     "no generation": (answer(b'{"generation": 1.5, "hash": [], "armed": null}'), "HTTP 200"),
+    "true for a number": (answer(b'{"generation": true, "hash": "h", "armed": true}'), "HTTP 200"),
+    "negative": (answer(b'{"generation": -1, "hash": "h", "armed": true}'), "HTTP 200"),
     "surrogate": (answer(b'{"error": "\\ud800\\u001b[2J"}', status="422 No"), "[2J"),
     "redirect": (answer(b"", status="302 Found", head="Location: http://127.0.0.1:1/\r\n"), "HTTP 302"),
 }

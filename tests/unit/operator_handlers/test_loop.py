@@ -16,7 +16,7 @@ import pytest
 from fairserve.config import SchedulerConfig, key_digest
 from fairserve_operator.clients.prometheus import Reading
 from fairserve_operator.clients.sidecars import Newer
-from fairserve_operator.decide.resources import SERVING_POOL, TENANT
+from fairserve_operator.decide.resources import SERVING_POOL, TENANT, ObjectKey
 from fairserve_operator.errors import ApiServerError, AstrayError, NotFoundError, SetupError
 from fairserve_operator.handlers import pools
 from fairserve_operator.handlers.census import Headcount, require_custom_resources
@@ -128,6 +128,7 @@ async def test_a_burst_of_changes_compiles_once_or_twice() -> None:
             operated.put(TENANT, f"t{number}", {"weight": 1})
             await asyncio.sleep(0.001)
         await operated.until_condition("t59", "Programmed", "True")
+        await rest()
         assert operated.boot().generation <= 3
 
 
@@ -172,6 +173,19 @@ async def test_what_arrives_is_told_before_the_counts_that_a_new_pod_makes_old()
         told = {name for _, name, _ in operated.world.cluster.statuses[written:]}
         assert len(told) < 20
         await until(lambda: {operated.programmed(name) for name in names} == {"3/3"}, "all counts, in time")
+
+
+async def test_status_that_somebody_else_wrote_is_put_right() -> None:
+    async with operating(timing=replace(TIMING, look_back_s=0.02)) as operated:
+        await operated.until_condition("team-a", "Ready", "True")
+        await rest()
+        store, written = operated.world.store, len(operated.world.cluster.statuses)
+        stored = store.stored(ObjectKey(TENANT, "ns", "team-a"))
+        assert stored is not None
+        edited = {**stored.status, "programmed": "7/7"}
+        store.put(stored.resource, stored.version + 1000, edited)
+        await until(lambda: len(operated.world.cluster.statuses) > written, "our own words again")
+        assert operated.programmed("team-a") == "2/2"
 
 
 async def test_nothing_happens_before_everybody_was_seen() -> None:
@@ -298,7 +312,7 @@ async def test_document_that_can_not_be_stored_is_delivered_and_the_pool_says_so
         assert operated.boot().generation == 1
         operated.world.cluster.conflicts = 0
         await operated.until_condition("llm", "Programmed", "True")
-        assert operated.boot().generation == 2
+        await until(lambda: operated.boot().generation == 2, "the same in the Secret")
 
 
 async def test_existing_boot_secret_is_adopted_and_not_rewritten() -> None:
@@ -360,7 +374,7 @@ async def test_sidecar_with_a_newer_generation_is_overtaken() -> None:
     async with operating() as operated:
         operated.world.sidecars.answers["a"] = [Newer(41, "x")]
         await until(lambda: operated.running() == {42}, "a generation above the sidecar's")
-        assert operated.boot().generation == 42
+        await until(lambda: operated.boot().generation == 42, "the same in the Secret")
 
 
 async def test_namespace_without_a_pool_still_tells_its_tenants() -> None:
