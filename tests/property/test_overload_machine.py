@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fairserve.overload.machine import OverloadMachine
-from fairserve.overload.settings import OnStale, OverloadSettings, Sample, SignalSettings, Verdict
+from fairserve.overload.settings import (
+    OnStale,
+    OverloadSettings,
+    OverloadState,
+    Sample,
+    SignalSettings,
+    Verdict,
+)
 
 NAMES = ("a", "b")
 #: One evaluation: seconds since the one before, and a value for each signal.
@@ -125,6 +132,27 @@ def test_armed_no_sooner_again_than_the_hold_down(
     armings = [now for now, _, v in run(OverloadMachine(settings), steps) if v.changed and v.armed]
     for one, next_one in pairwise(armings):
         assert next_one - one >= settings.hold_down_s
+
+
+@given(settings_, evaluations)
+def test_a_restored_overload_lasts_the_hold_down(settings: OverloadSettings, steps: list[Evaluation]) -> None:
+    machine = OverloadMachine(settings)
+    machine.restore(OverloadState.OVERLOADED, since=-1000.0, now=0.0)
+    for now, _, verdict in run(machine, steps):
+        if now < settings.hold_down_s:
+            assert verdict.armed
+            assert not verdict.changed
+
+
+@given(settings_, evaluations, st.sampled_from([1.5, 2.0]))
+def test_what_was_known_of_a_signal_is_forgotten_once_it_is_stale(
+    settings: OverloadSettings, steps: list[Evaluation], late: float
+) -> None:
+    settings = replace(settings, signals=tuple(replace(s, for_s=5.0) for s in settings.signals))
+    machine = OverloadMachine(settings)
+    ended = run(machine, steps)[-1][0]
+    ((_, _, verdict),) = run(machine, [(settings.stale_after_s + 0.001, (late, late))], ended)
+    assert verdict.reason != "SignalAboveThreshold"
 
 
 @given(settings_, evaluations)

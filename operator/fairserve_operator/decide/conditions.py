@@ -47,7 +47,8 @@ def merge(old: Iterable[Mapping[str, Any]], new: Iterable[Condition], now: str) 
 
 def rfc3339(unix_s: float) -> str:
     """Seconds since the epoch as Kubernetes writes times: UTC, whole seconds."""
-    return datetime.fromtimestamp(int(unix_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Not by strftime: its %Y has fewer than four digits before the year 1000.
+    return datetime.fromtimestamp(int(unix_s), UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
 def _rendered(condition: Condition, old: Mapping[str, Any] | None, now: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from fairserve.overload.machine import OverloadMachine
@@ -198,12 +198,19 @@ def _told(verdict: Verdict) -> tuple[object, ...]:
 
 
 def stored_state(status: Mapping[str, Any]) -> tuple[OverloadState, float] | None:
-    """Read the overload state and its begin (Unix time) from a pool's status, None where it has none."""
+    """Read the overload state and its begin (Unix time) from a pool's status, None where it has none.
+
+    Others may write statuses too, and the API server takes times that are in no year from 1 to 9999 of UTC,
+    which nobody could write again: they count as none.
+    """
     for condition in status.get("conditions") or ():
         if condition["type"] == OVERLOADED and condition["status"] in ("True", "False"):
             try:
-                since = datetime.fromisoformat(condition["lastTransitionTime"]).timestamp()
-            except ValueError:  # Of the year 0: others may write statuses too.
+                # To whole seconds, because a float rounds the last microseconds of 9999 up.
+                since = datetime.fromisoformat(condition["lastTransitionTime"]).replace(microsecond=0)
+                since = since.astimezone(UTC)
+            except (ValueError, OverflowError):
                 return None
-            return (OverloadState.OVERLOADED if condition["status"] == "True" else OverloadState.CLEAR), since
+            state = OverloadState.OVERLOADED if condition["status"] == "True" else OverloadState.CLEAR
+            return state, since.timestamp()
     return None

@@ -20,6 +20,7 @@ from fairserve.overload.settings import Verdict
 from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
 from fairserve_operator.decide.activity import Report
+from fairserve_operator.decide.announcements import Allowance
 from fairserve_operator.decide.claims import Digests as FoundDigests
 from fairserve_operator.decide.compilation import Compiled, Needs, compile_pool
 from fairserve_operator.decide.conditions import rfc3339
@@ -61,6 +62,10 @@ _FIRST_YIELD_S = 1.0
 _LONGEST_YIELD_S = 300.0
 #: Without a contest for that long the next one is the first again.
 _FORGOTTEN_S = 600.0
+#: Events of overload that one pool may tell at once, and the seconds in which it may tell one more. Of its
+#: own: a pool that flaps, having no hold-down, neither floods the API server nor silences others.
+_OVERLOAD_EVENTS = 10
+_OVERLOAD_EVENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,7 @@ class Pool:
         self.revision = 0  #: rises with what `entered_at` and `compiled` say
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._allowance = Allowance(_OVERLOAD_EVENTS, _OVERLOAD_EVENT_S)
         self._surveyed = surveyed
         self._surveying: asyncio.Task[None] | None = None
         #: What the sidecars tell of their work; None before they were asked.
@@ -413,7 +419,7 @@ class Pool:
 
     def _turned(self, verdict: Verdict) -> None:
         self._changed()
-        if verdict.changed:
+        if verdict.changed and self._allowance.take(self._world.clock()):
             self._world.tasks.start(self._record(verdict), f"record {verdict.state.value}")
 
     async def _record(self, verdict: Verdict) -> None:

@@ -152,6 +152,21 @@ async def test_name_of_a_boot_secret_may_be_another_pools_part() -> None:
         await BootSecrets(world.store, world.cluster).read(POOL, None)
 
 
+async def test_secret_that_has_another_owner_becomes_the_pools_and_keeps_what_it_holds() -> None:
+    world = FakeWorld()
+    secrets = BootSecrets(world.store, world.cluster)
+    boot = await write(secrets, await secrets.read(POOL, None), 1)
+    held = world.cluster.secrets["ns", "fairserve-llm"]
+    held["metadata"]["ownerReferences"][0]["uid"] = "uid of a pool that had this name"
+    after_restart = BootSecrets(world.store, world.cluster)
+    found = await after_restart.read(POOL, None)
+    assert (found.token, found.content_hash, found.intact) == (boot.token, boot.content_hash, False)
+    assert (await write(after_restart, found, 1)).intact  # The same document: only the owner is another.
+    stored = world.cluster.secrets["ns", "fairserve-llm"]
+    assert [owner["uid"] for owner in stored["metadata"]["ownerReferences"]] == [POOL.uid]
+    assert stored["data"] == held["data"]
+
+
 async def test_document_of_ordinary_length_is_in_one_piece(tmp_path: Path) -> None:
     world = FakeWorld()
     secrets = BootSecrets(world.store, world.cluster)

@@ -6,13 +6,16 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+
+import pytest
 
 from fairserve.config import SchedulerConfig
 from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, State, Unreachable
 from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
+from fairserve_operator.handlers.tasks import wait_for_event
 from tests.unit.operator_handlers.world import (
     FAST,
     PATIENT,
@@ -132,6 +135,107 @@ async def test_pod_that_hangs_delays_only_itself() -> None:
         delivery.aim(FIRST, 8001, "token")
         await until(lambda: delivery.generations() == {"a": None, "b": 1}, "the other pod")
         assert not delivery.settled
+
+
+async def enter(
+    lanes: Lanes, failed_before: bool, entered: list[str], name: str, leave: asyncio.Event
+) -> None:
+    async with lanes.slot(failed_before):
+        entered.append(name)
+        await leave.wait()
+
+
+async def test_call_that_hangs_gives_its_slot_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lanes, entered, hangs, works = Lanes(lane=1, slow_lane=1), list[str](), asyncio.Event(), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(enter(lanes, False, entered, "hangs", hangs))
+        await until(lambda: entered == ["hangs"], "the first call")
+        monkeypatch.setattr("fairserve_operator.handlers.delivery._LONGEST_HOLD_S", 3600.0)
+        tasks.create_task(enter(lanes, False, entered, "second", works))
+        await until(lambda: entered == ["hangs", "second"], "the slot of the call that hangs")
+        hangs.set()  # What it has given back already, it does not give back again.
+        tasks.create_task(enter(lanes, False, entered, "third", works))
+        await rest()
+        assert entered == ["hangs", "second"]
+        works.set()
+
+
+async def test_those_that_failed_before_have_a_lane_of_their_own() -> None:
+    lanes, entered, leave = Lanes(lane=1, slow_lane=1), list[str](), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("slow", "slow too"):
+            tasks.create_task(enter(lanes, True, entered, name, leave))
+        tasks.create_task(enter(lanes, False, entered, "quick", leave))
+        await rest()
+        assert entered == ["slow", "quick"]
+        leave.set()
+
+
+class Noted(Lanes):
+    """Lanes that note who comes: whether it failed before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed_before: list[bool] = []
+
+    def slot(self, failed_before: bool) -> AbstractAsyncContextManager[None]:
+        self.failed_before.append(failed_before)
+        return super().slot(failed_before)
+
+
+async def test_every_kind_of_call_that_failed_before_takes_the_slow_lane() -> None:
+    lanes = Noted()
+    async with delivering("a", lanes=lanes) as (world, delivery):
+        world.sidecars.down = {"a"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: len(world.sidecars.looks) > 2, "several looks")
+        assert lanes.failed_before[:3] == [False, True, True]
+        world.sidecars.answers["a"] = [Unreachable("refused")] * 2
+        lanes.failed_before.clear()
+        world.sidecars.down = set()
+        await until(lambda: delivery.generations() == {"a": 1}, "the acknowledgement")
+        assert lanes.failed_before[-3:] == [False, True, True]  # Pushes, after a look that succeeded.
+        await rest()
+        lanes.failed_before.clear()
+        world.sidecars.down = {"a"}
+        delivery.order(ARMED)
+        await until(lambda: len(lanes.failed_before) > 2, "several tries to tell")
+        assert lanes.failed_before[:3] == [False, True, True]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how long sidecars were left alone, in seconds."""
+    found: list[float] = []
+
+    async def noted(event: asyncio.Event, timeout_s: float) -> bool:
+        found.append(timeout_s)
+        return await wait_for_event(event, timeout_s)
+
+    monkeypatch.setattr("fairserve_operator.handlers.delivery.wait_for_event", noted)
+    return found
+
+
+LONG_S = 1e6  #: so long that what a test takes is nothing beside it
+
+
+async def test_retries_of_two_pods_are_apart(pauses: list[float]) -> None:
+    async with delivering("a", "b", pace=Pace(LONG_S, LONG_S)) as (world, delivery):
+        world.sidecars.down = {"a", "b"}
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: len(pauses) >= 2, "both pauses")
+        await rest()
+        assert all(0.5 * LONG_S <= pause <= LONG_S for pause in pauses)
+        assert max(pauses) - min(pauses) > 0.001 * LONG_S
+
+
+async def test_looks_at_two_pods_are_apart(pauses: list[float]) -> None:
+    async with delivering("a", "b", pace=Pace(resync_s=LONG_S)) as (_, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        await until(lambda: len(pauses) >= 2, "both pauses")
+        await rest()
+        assert all(0.799 * LONG_S <= pause <= 1.2 * LONG_S for pause in pauses)
+        assert max(pauses) - min(pauses) > 0.001 * LONG_S
 
 
 async def test_rejected_document_is_not_pushed_again_but_orders_are() -> None:

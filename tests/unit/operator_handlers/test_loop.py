@@ -6,6 +6,7 @@ import asyncio
 import base64
 import copy
 import gzip
+import itertools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from fairserve_operator.handlers.store import Name, Store
 from tests.unit.operator_handlers.world import (
     FAST,
     FakeCluster,
+    FakeConnection,
     FakeWorld,
     fake_world,
     pod,
@@ -414,6 +416,32 @@ async def test_overload_is_told_recorded_and_published() -> None:
         operated.put(SERVING_POOL, "llm", POOL | {"overload": {**overload, "prometheus": None}}, generation=2)
         await operated.until_condition("llm", "Overloaded", "Unknown")
         assert "evaluate llm" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_pool_that_flaps_without_hold_down_records_few_of_its_transitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overload = {
+        "prometheus": {"url": "http://p"},
+        "signals": [{"name": "busy", "query": "up", "threshold": 3, "for": "0s"}],
+        "evaluationInterval": "100ms",
+        "holdDown": "0s",
+    }
+    async with operating(overload) as operated:
+        await operated.until_condition("llm", "Overloaded", "False")
+        world, readings = operated.world, itertools.cycle((Reading(9.0), Reading(0.0)))
+
+        async def query(connection: FakeConnection, promql: str, timeout_s: float) -> Reading:
+            return next(readings)
+
+        monkeypatch.setattr(FakeConnection, "query", query)
+        for told, after_s in ((10, 0.0), (12, 60.0)):
+            world.now += after_s
+            await until(lambda told=told: len(world.cluster.events) >= told, "the Events")  # type: ignore[misc]
+            flips = len(world.sidecars.orders) + 8  # Two pods, so at least three flips more.
+            await until(lambda flips=flips: len(world.sidecars.orders) > flips, "more of them")  # type: ignore[misc]
+            await rest()
+            assert len(world.cluster.events) == told
 
 
 async def test_deleted_pool_is_no_longer_delivered() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fairserve.overload.settings import OnStale, OverloadSettings, OverloadState, SignalSettings, Verdict
 from fairserve_operator.clients.prometheus import Reading
+from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, SecretRef
 from fairserve_operator.decide.signals import OverloadPlan, PrometheusAccess
 from fairserve_operator.handlers.delivery import OverloadOrder
@@ -74,6 +75,15 @@ async def test_restart_goes_on_with_the_stored_state() -> None:
         assert watched.verdicts[0].since == 1767225610.0
 
 
+async def test_restored_overload_is_held_down_from_the_restart_on() -> None:
+    settings = replace(plan().settings, hold_down_s=3600.0)
+    async with fake_world() as world:
+        watched = Watched(world, OVERLOADED, this=replace(plan(), settings=settings))
+        await until(lambda: len(watched.orders) > 2, "several evaluations")
+        assert all(order.armed for order in watched.orders)
+        assert watched.verdicts[-1].reason == "HoldDown"
+
+
 async def test_changed_plan_is_evaluated_at_once() -> None:
     async with fake_world() as world:
         world.metrics.reading = Reading(4.0)
@@ -94,6 +104,28 @@ def test_stored_state_is_read_from_the_condition() -> None:
     year_0 = {**OVERLOADED["conditions"][0], "lastTransitionTime": "0000-01-01T00:00:00Z"}
     assert stored_state({"conditions": [year_0]}) is None
     assert stored_state({}) is None
+
+
+def stored_since(time: str) -> dict[str, Any]:
+    return {"conditions": [{**OVERLOADED["conditions"][0], "lastTransitionTime": time}]}
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
+async def test_stored_time_of_no_year_that_can_be_written_counts_as_none(time: str) -> None:
+    assert stored_state(stored_since(time)) is None
+    async with fake_world() as world:
+        watched = Watched(world, stored_since(time))
+        await until(lambda: watched.verdicts, "the first evaluation")
+        assert (watched.verdicts[0].armed, watched.verdicts[0].since) == (False, world.now)
+
+
+@pytest.mark.parametrize(
+    "time", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999999Z", "0001-01-01T00:00:00.5Z"]
+)
+def test_every_stored_time_that_is_taken_can_be_told_again(time: str) -> None:
+    taken = stored_state(stored_since(time))
+    assert taken is not None
+    assert rfc3339(taken[1]) == f"{time[:19]}Z"
 
 
 TOKEN, CA = SecretRef("ns", "prometheus", "token"), SecretRef("ns", "prometheus", "ca.crt")

@@ -213,6 +213,29 @@ def test_a_restored_overload_is_no_transition_and_ends_by_readings() -> None:
     assert not story.at(21, wait=0.0).armed
 
 
+def test_a_restored_overload_is_held_down_as_if_it_had_cleared_just_now() -> None:
+    story = Story()
+    story.machine.restore(OverloadState.OVERLOADED, since=-50.0, now=0.0)
+    verdict = story.at(0, wait=0.0)
+    assert (verdict.armed, verdict.changed, verdict.reason) == (True, False, "HoldDown")
+    assert story.at(9.9, wait=0.0).armed
+    assert not story.at(10, wait=0.0).armed
+
+
+def test_a_reading_that_comes_late_finds_the_signal_down() -> None:
+    story = Story()
+    story.at(0, wait=4.0)
+    verdict = story.at(30, wait=2.0)  # In between: a signal that is up would stay so.
+    assert (verdict.armed, verdict.stale, verdict.reason) == (False, False, "SignalsClear")
+
+
+def test_a_reading_that_comes_late_begins_a_new_run() -> None:
+    story = Story(replace(SETTINGS, signals=(replace(WAIT, for_s=10.0),)))
+    story.at(0, wait=4.0)
+    assert not story.at(30, wait=4.0).armed
+    assert story.at(40, wait=4.0).armed
+
+
 def test_no_signals_is_never_overloaded() -> None:
     verdict = Story(replace(SETTINGS, signals=(), on_stale=OnStale.ARM)).at(100)
     assert (verdict.armed, verdict.stale, verdict.reason) == (False, False, "SignalsClear")
