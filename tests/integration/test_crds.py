@@ -146,6 +146,11 @@ def manifest(kind: str, spec: dict[str, Any], name: str = "x") -> str:
             {**POOL, "overload": {"prometheus": {"url": "http://user:secret@prometheus:9090"}}},
             "should match",
         ),
+        ("ServingPool", prometheus(url="http://[::1:9090"), "should match"),
+        ("ServingPool", prometheus(url="http://a]b:9090"), "should match"),
+        ("ServingPool", prometheus(url="http://prometheus:99999"), "is not a URL"),
+        ("ServingPool", prometheus(url="http://prometheus:x"), "is not a URL"),
+        ("ServingPool", prometheus(url="http://?"), "is not a URL"),
         ("ServingPool", {**POOL, "sidecar": {"port": 8001}}, "port and controlPort must differ"),
         ("ServingPool", {**POOL, "scheduler": {"policy": "VTC", "normalisation": 1}}, "FairServe only"),
         (
@@ -239,6 +244,7 @@ def test_api_server_and_models_refuse_the_same(
         ("ServingPool", {**POOL, "overload": {"signals": [{**SIGNAL, "query": """{"vllm:up"} > 0"""}]}}),
         ("ServingPool", {**POOL, "overload": {"staleAfter": "10s"}}),
         ("ServingPool", prometheus(auth={"basic": BASIC}, tls={"ca": ENTRY, "insecureSkipVerify": False})),
+        ("ServingPool", prometheus(url="https://[2001:db8::1]:9090/base/")),
         ("ServingPool", prometheus(url="http://p", auth={"bearerToken": {"secretRef": ENTRY}})),
     ],
 )

@@ -276,7 +276,32 @@ async def test_certificate_of_another_host_is_not_believed(tmp_path: Path) -> No
         assert reading.kind == "tls"
 
 
-@pytest.mark.parametrize("ca", ["no PEM", "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n"])
+async def test_text_around_a_certificate_may_be_in_any_language(tmp_path: Path) -> None:
+    (mine, key), (other, _) = certificate(tmp_path, "mine"), certificate(tmp_path, "other")
+    bundle = f"\ufeff# Prüfstelle \U0001f9ff\n{other.read_text()}# 二\n{mine.read_text()}# Ende ä"
+    with FakePrometheus((mine, key)) as prometheus:
+        assert await read(Source(prometheus.url, ca_pem=bundle)) == Reading(5.0)
+        cut = bundle[: bundle.index("# 二")] + mine.read_text()[:200]
+        reading = await read(Source(prometheus.url, ca_pem=cut))
+        assert reading == Reading(None, "the CA is not a certificate in PEM", "ca")
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://a]b:9090", "http://[::1:9090", "http://[zz]"])
+async def test_url_that_is_none_is_named(url: str) -> None:
+    assert await read(Source(url)) == Reading(None, f"{url} is not a URL", "url")
+
+
+@pytest.mark.parametrize(
+    "ca",
+    [
+        "",
+        "no PEM",
+        "kein PEM, höchstens 0\x82\ufffd",
+        "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n",
+        "-----BEGIN CERTIFICATE-----\nÄÄ\n-----END CERTIFICATE-----\n",
+        "-----BEGIN CERTIFICATE-----\n",
+    ],
+)
 async def test_ca_that_is_none_is_named(ca: str) -> None:
     reading = await read(Source("https://localhost:1", ca_pem=ca))
     assert reading == Reading(None, "the CA is not a certificate in PEM", "ca")

@@ -16,7 +16,20 @@ KINDS = {"Tenant": "tenants", "Application": "applications", "ServingPool": "ser
 
 #: Nothing but loopback may ever be called.
 _URLS = st.sampled_from(
-    ["http://127.0.0.1:9", "https://localhost:9/keys", "http://[::1]:9", "ftp://127.0.0.1"]
+    [
+        "http://127.0.0.1:9",
+        "https://localhost:9/keys",
+        "http://[::1]:9",
+        "ftp://127.0.0.1",
+        # Those that libraries raise for.
+        "http://[",
+        "http://a]b:9",
+        "http://[::1:9",
+        "http://[:::]:9",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:x",
+        "http://?",
+    ]
 )
 _URL_FIELDS = ("url", "jwksUri")
 #: Names that some object of a namespace may have.

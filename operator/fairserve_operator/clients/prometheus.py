@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import ssl
 import threading
 import time
@@ -39,6 +40,9 @@ _THREADS = 4
 _LONGEST_ANSWER = 256 * 1024
 _CHUNK = 16 * 1024
 _NAMED_SERIES = 2
+
+#: One that has no end is taken too: it is bad, and not to be passed over.
+_CERTIFICATE = re.compile(r"-----BEGIN (?:X509 )?CERTIFICATE-----.*?(?:-----END [^\n]*|\Z)", re.DOTALL)
 
 #: The kind of a problem that is the query's own.
 _REFUSED = "refused"
@@ -103,21 +107,28 @@ class Connection:
         self.source = source
         self._closed = closed
         self._slots = asyncio.Semaphore(_THREADS)
-        self._problem, self._session = "", requests.Session()
-        self._api: PrometheusConnect | None = None
+        self._session = requests.Session()
+        self._api = self._made(source)
+
+    def _made(self, source: Source) -> PrometheusConnect | Reading:
+        """Put the library together, or tell what of the source it can't work with."""
+        # The source is what users wrote: whatever a library raises for it is told to them, and ends nothing.
         try:
             transport = _Transport(source)
-        except (ssl.SSLError, ValueError):
-            self._problem = "the CA is not a certificate in PEM"
-            return
+        except Exception:  # noqa: BLE001
+            return Reading(None, "the CA is not a certificate in PEM", "ca")
         headers = {"Authorization": source.authorization} if source.authorization else None
         self._session.verify = source.verify
         self._session.max_redirects = 0
         # Names no user by ~/.netrc: credentials come from the pool's Secret or there are none.
         self._session.auth = _as_it_is
-        self._api = PrometheusConnect(url=source.url, headers=headers, session=self._session)
+        try:
+            api = PrometheusConnect(url=source.url, headers=headers, session=self._session)
+        except Exception:  # noqa: BLE001
+            return Reading(None, f"{source.url} is not a URL", "url")
         # The library has just mounted one of its own, whose retries add up to tens of seconds.
         self._session.mount(source.url, transport)
+        return api
 
     async def query(self, promql: str, timeout_s: float) -> Reading:
         """Read an instant query that yields one number; ends after `timeout_s` seconds at the latest."""
@@ -139,8 +150,8 @@ class Connection:
         self._closed(self)
 
     async def _ask(self, promql: str, timeout_s: float) -> _Answer | Reading:
-        if self._api is None:
-            return Reading(None, self._problem, "ca")
+        if isinstance(self._api, Reading):
+            return self._api
         try:
             async with asyncio.timeout(timeout_s):
                 await self._slots.acquire()
@@ -295,14 +306,20 @@ class _Transport(HTTPAdapter):
 
 
 def _tls(source: Source) -> ssl.SSLContext | None:
-    """Whom to believe; None for the image's authorities. Raises SSLError or ValueError for a bad CA."""
+    """Whom to believe; None for the image's authorities. Raises for a bad CA, not SSLError alone."""
     if not source.verify:
         # Whoever asked for it has been told; a warning for each query tells nobody.
         urllib3.disable_warnings(InsecureRequestWarning)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         return context
-    return None if source.ca_pem is None else ssl.create_default_context(cadata=source.ca_pem)
+    if source.ca_pem is None:
+        return None
+    # People write around the certificates whose they are, in any language.
+    certificates = _CERTIFICATE.findall(source.ca_pem)
+    if not certificates:  # Which the standard library would take for the image's authorities.
+        raise ssl.SSLError("no certificate in PEM")
+    return ssl.create_default_context(cadata="\n".join(certificates))
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -88,6 +88,7 @@ class OverloadOrder:
     armed: bool
     lease_s: float
     reason: str
+    last: bool = False  #: whether nobody evaluates any more, so that a process is told once and never again
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class PoolDelivery:
             link.wake.set()
 
     def order(self, order: OverloadOrder | None) -> None:
-        """Tell every sidecar the overload state; None: nobody evaluates any more."""
+        """Tell every sidecar the overload state; None: tell nothing more, each goes on by what it knows."""
         self._order = order
         for link, _ in self._links.values():
             link.wake.set()
@@ -403,7 +404,8 @@ class PoolDelivery:
     def _acknowledge(self, link: _Link, running: Running) -> None:
         link.acknowledged, link.acknowledged_at, link.doubted = running, self._clock(), False
         link.whole, link.overtakes = False, 0
-        link.told = None  # A sidecar that had no configuration knows no overload state either.
+        if link.told is not None and not link.told.last:
+            link.told = None  # A sidecar that had no configuration knows no overload state either.
         self._reached(link)
         self._changed()
 

@@ -25,7 +25,9 @@ class PoolView:
     pool: str
     pods: int
     behind: int  #: Pods that don't run the newest configuration
-    signal_age_s: float | None  #: since any overload signal had a value; None: none is evaluated, or none had
+    signal_age_s: (
+        float | None
+    )  #: since any overload signal had a value, or evaluation began; None: none is evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class _Gauges(Collector):
         )
         age = GaugeMetricFamily(
             "fairserve_operator_signal_age_seconds",
-            "Time since any overload signal of a ServingPool had a value.",
+            "Time since any overload signal of a ServingPool had a value, or evaluation began.",
             labels=["namespace", "pool"],
         )
         for pool in view.pools:

@@ -55,7 +55,8 @@ class OverloadWatch:
         self._metrics = metrics
         self._secrets = secrets
         self._connection: MetricsConnection | None = None
-        self._problems: dict[str, Reading] = {}  #: by signal; the last ones
+        #: The last one of each signal, with what was asked for it, and whom.
+        self._problems: dict[str, tuple[object, Reading]] = {}
         self._clock = clock
         self._tell = tell
         self._turned = turned
@@ -67,7 +68,8 @@ class OverloadWatch:
             self._machine.restore(state[0], since=now, now=now)
             self._since = state[1]
         self._replanned = asyncio.Event()
-        self.heard_at: float | None = None  #: when any signal had a value last
+        #: When any signal had a value last; before the first one, since when it is asked for.
+        self.heard_at = clock()
         #: The last verdict that said something new; None before the first evaluation.
         self.verdict: Verdict | None = None
 
@@ -126,7 +128,11 @@ class OverloadWatch:
                 self._each(connection, plan, alone, plan.timeout_s),
             )
             readings = {name: reading for part in parts for name, reading in part.items()}
-        return {name: self._steady(name, reading) for name, reading in readings.items()}
+        whom = plan.prometheus_url, plan.access, self._connection and self._connection.source
+        return {
+            name: self._steady(name, (plan.queries[name], *whom), reading)
+            for name, reading in readings.items()
+        }
 
     async def _united(
         self, connection: MetricsConnection, plan: OverloadPlan, promql: str, names: Sequence[str]
@@ -144,12 +150,15 @@ class OverloadWatch:
         found = await asyncio.gather(*(connection.query(plan.queries[name], timeout_s) for name in names))
         return dict(zip(names, found, strict=True))
 
-    def _steady(self, signal: str, reading: Reading) -> Reading:
-        """Keep the words while the problem is of the same kind: a status that ticks tells nothing."""
-        before = self._problems.get(signal)
-        if reading.value is None and before is not None and before.kind == reading.kind:
+    def _steady(self, signal: str, asked: object, reading: Reading) -> Reading:
+        """Keep the words while the problem is of the same kind: a status that ticks tells nothing.
+
+        Words about another query, URL or Secret would name what has been mended.
+        """
+        asked_before, before = self._problems.get(signal, (None, reading))
+        if reading.value is None and asked_before == asked and before.kind == reading.kind:
             return before
-        self._problems[signal] = reading
+        self._problems[signal] = asked, reading
         return reading
 
     def _connect(self, plan: OverloadPlan) -> MetricsConnection | Reading:

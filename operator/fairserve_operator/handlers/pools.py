@@ -41,11 +41,11 @@ from fairserve_operator.decide.status import Delivery, pool_status
 from fairserve_operator.errors import ApiServerError, ConflictError, ContestedError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
-from fairserve_operator.handlers.delivery import Document, Lanes, Pace, PoolDelivery
+from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
 from fairserve_operator.handlers.inference_pools import Sightings
 from fairserve_operator.handlers.keys import Keyring
 from fairserve_operator.handlers.measures import Measures, PoolView
-from fairserve_operator.handlers.overload import OverloadWatch
+from fairserve_operator.handlers.overload import OverloadWatch, stored_state
 from fairserve_operator.handlers.store import Pod, Store
 from fairserve_operator.handlers.survey import Survey
 from fairserve_operator.handlers.tasks import Tasks
@@ -60,6 +60,8 @@ NO_SALT = "00" * 16
 #: For how long a Secret is left to another operator that keeps writing another document, in seconds.
 _FIRST_YIELD_S = 1.0
 _LONGEST_YIELD_S = 300.0
+#: The lease of the last word, in seconds: what comes after it is up to `onStale`.
+_LAST_LEASE_S = 1.0
 #: Without a contest for that long the next one is the first again.
 _FORGOTTEN_S = 600.0
 #: Events of overload that one pool may tell at once, and the seconds in which it may tell one more. Of its
@@ -157,6 +159,7 @@ class Pool:
         self._watch: OverloadWatch | None = None
         self._watching: asyncio.Task[None] | None = None
         self._allowance = Allowance(_OVERLOAD_EVENTS, _OVERLOAD_EVENT_S)
+        self._planned = False  #: whether it was seen to have a Prometheus, or none
         self._surveyed = surveyed
         self._surveying: asyncio.Task[None] | None = None
         #: What the sidecars tell of their work; None before they were asked.
@@ -393,8 +396,15 @@ class Pool:
         return tuple(pod for pod in pods if pod.name not in lost) if lost else pods
 
     async def _replan(self, plan: OverloadPlan | None) -> None:
+        first, self._planned = not self._planned, True
         if plan is None or plan.prometheus_url is None:
-            await self._stop_watching()
+            stored = self._world.store.stored(self.resource.key)
+            # Another operator may have evaluated, and its word is held by those that were told.
+            before = first and stored_state((stored and stored.status) or {}) is not None
+            if self._watch is not None or before:
+                await self._stop_watching()
+                reason = "the pool has no Prometheus any more"
+                self.delivery.order(OverloadOrder(False, _LAST_LEASE_S, reason, last=True))
         elif self._watch is not None:
             self._watch.replan(plan)
         else:

@@ -334,6 +334,23 @@ async def test_restarted_container_is_given_everything_anew() -> None:
         assert delivery.generations() == {"a": 1}
 
 
+async def test_last_order_reaches_each_process_once_also_one_that_was_away() -> None:
+    async with delivering("a", "b", pace=FAST) as (world, delivery):
+        delivery.aim(FIRST, 8001, "token")
+        delivery.order(ARMED)
+        await until(lambda: len(world.sidecars.orders) == 2, "the order")
+        world.sidecars.down = {"b"}
+        delivery.order(OverloadOrder(False, 1.0, "no more", last=True))
+        await until(lambda: world.sidecars.orders[2:], "the last order")
+        world.sidecars.down = set()
+        await until(lambda: len(world.sidecars.orders) == 4, "the last order to who was away")
+        assert sorted(world.sidecars.orders[2:]) == [(pod, False, 1.0, "no more") for pod in ("a", "b")]
+        delivery.aim(SECOND, 8001, "token")
+        await until(lambda: delivery.generations() == {"a": 2, "b": 2}, "another document")
+        await rest()
+        assert len(world.sidecars.orders) == 4
+
+
 async def test_pod_that_starts_anew_does_not_wait_for_the_call_that_hangs() -> None:
     async with delivering("a") as (world, delivery):
         world.sidecars.hanging = {"a"}

@@ -21,6 +21,7 @@ from fairserve_operator.decide.resources import SERVING_POOL, TENANT, ObjectKey
 from fairserve_operator.errors import ApiServerError, AstrayError, NotFoundError, SetupError
 from fairserve_operator.handlers import pools
 from fairserve_operator.handlers.census import Headcount, require_custom_resources
+from fairserve_operator.handlers.delivery import OverloadOrder, PoolDelivery
 from fairserve_operator.handlers.loop import Loop, Timing
 from fairserve_operator.handlers.store import Name, Store
 from tests.unit.operator_handlers.world import (
@@ -416,6 +417,63 @@ async def test_overload_is_told_recorded_and_published() -> None:
         operated.put(SERVING_POOL, "llm", POOL | {"overload": {**overload, "prometheus": None}}, generation=2)
         await operated.until_condition("llm", "Overloaded", "Unknown")
         assert "evaluate llm" not in {task.get_name() for task in asyncio.all_tasks()}
+        orders = operated.world.sidecars.orders
+        await until(lambda: {host for host, armed, *_ in orders[-2:] if not armed} == {"a", "b"}, "the end")
+        last, told = orders[-1], len(orders)
+        assert last[2:] == (1.0, "the pool has no Prometheus any more")
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        await until(lambda: operated.running() == {2}, "another document")
+        await rest()
+        assert len(orders) == told
+
+
+async def test_operator_that_stands_back_leaves_overload_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[OverloadOrder | None] = []
+    order = PoolDelivery.order
+
+    def noted(self: PoolDelivery, told: OverloadOrder | None) -> None:
+        given.append(told)
+        order(self, told)
+
+    monkeypatch.setattr(PoolDelivery, "order", noted)
+    overload = {"prometheus": {"url": "http://p"}, "signals": [{"name": "s", "query": "up", "threshold": 3}]}
+    async with operating(overload) as operated:
+        operated.world.metrics.reading = Reading(9.0)
+        await until(lambda: given, "the order")
+        operated.loop.act(False)
+        await until(lambda: given[-1] is None, "the end of orders")
+        await rest()
+        assert not any(each is not None and each.last for each in given)
+
+
+@pytest.mark.parametrize(("status", "orders"), [("True", 2), ("Unknown", 0)])
+async def test_what_an_earlier_operator_armed_is_disarmed_where_there_is_no_prometheus(
+    status: str, orders: int
+) -> None:
+    at = "2026-01-01T00:00:10Z"
+    before = {"conditions": [{"type": "Overloaded", "status": status, "lastTransitionTime": at}]}
+    async with operating(acting=False) as operated:
+        operated.world.store.put(resource(SERVING_POOL, "llm", POOL, 1), 9, before)
+        operated.loop.act(True)
+        await operated.until_condition("llm", "Programmed", "True")
+        await until(lambda: len(operated.world.sidecars.orders) == orders, "the last word")
+        operated.put(TENANT, "team-a", {"weight": 5, "identity": [KEY]}, generation=2)
+        await until(lambda: operated.running() == {2}, "another document")
+        await rest()
+        assert len(operated.world.sidecars.orders) == orders
+
+
+async def test_age_of_signals_counts_from_the_begin_where_none_was_ever_heard() -> None:
+    def ages() -> list[float | None]:
+        return [pool.signal_age_s for pool in operated.loop.view().pools]
+
+    async with operating({"prometheus": {"url": "http://p"}, "evaluationInterval": "100ms"}) as operated:
+        operated.world.metrics.reading = Reading(None, "no connection", "connection")
+        await operated.until_condition("llm", "Programmed", "True")
+        operated.world.now += 77.0
+        await until(lambda: ages() == [77.0], "the age")
+        operated.put(SERVING_POOL, "llm", POOL, generation=2)
+        await until(lambda: ages() == [None], "no age without a Prometheus")
 
 
 async def test_pool_that_flaps_without_hold_down_records_few_of_its_transitions(

@@ -223,6 +223,46 @@ async def test_problem_that_ticks_is_told_once() -> None:
         await until(lambda: "no connection" in watched.verdicts[-1].message, "another problem")
 
 
+@pytest.mark.parametrize(
+    "mended",
+    [
+        replace(plan(), prometheus_url="http://q"),
+        replace(plan(), queries={"busy": "down"}),
+        replace(plan(), access=PrometheusAccess(verify=False)),
+    ],
+)
+async def test_problem_of_what_was_changed_since_is_forgotten(mended: OverloadPlan) -> None:
+    async with fake_world() as world:
+        world.metrics.reading = Reading(None, "the first words", "connection")
+        watched = Watched(world)
+        await until(lambda: watched.verdicts, "the first evaluation")
+        world.metrics.reading = Reading(None, "the second words", "connection")
+        watched.watch.replan(plan(threshold=4.0))
+        told = len(watched.orders)
+        await until(lambda: len(watched.orders) > told + 1, "an evaluation by another threshold")
+        assert "the first words" in watched.verdicts[-1].message
+        watched.watch.replan(mended)
+        await until(lambda: "the second words" in watched.verdicts[-1].message, "what is the matter now")
+
+
+async def test_problem_names_the_secret_that_is_missing_now_and_a_rotated_one_is_tried() -> None:
+    first, second = (
+        replace(plan(), access=PrometheusAccess(bearer_token=SecretRef("ns", name, "token")))
+        for name in ("one", "prometheus")
+    )
+    async with fake_world() as world:
+        world.metrics.reading = Reading(None, "refuses the first", "HTTP 401")
+        watched = Watched(world, this=first)
+        await until(lambda: watched.verdicts, "the first evaluation")
+        watched.watch.replan(second)
+        await until(lambda: 'Secret "prometheus" not' in watched.verdicts[-1].message, "the other Secret")
+        put_secret(world, 1, token=b"a")
+        await until(lambda: "refuses the first" in watched.verdicts[-1].message, "the answer")
+        world.metrics.reading = Reading(None, "refuses the second", "HTTP 401")
+        put_secret(world, 2, token=b"b")
+        await until(lambda: "refuses the second" in watched.verdicts[-1].message, "the other answer")
+
+
 async def test_wall_clock_that_jumps_moves_no_state() -> None:
     async with fake_world() as world:
         world.metrics.reading = Reading(4.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -48,6 +49,7 @@ _TOO_OFTEN = "must be at least 100ms"
 _ONE_WAY_TO_AUTHENTICATE = "exactly one of bearerToken, basic is allowed"
 _SKIP_XOR_CA = "insecureSkipVerify makes ca pointless; set one of them"
 _TLS_NEEDS_HTTPS = "tls needs a url that begins with https://"
+_NO_URL = "is not a URL: host and port can't be told apart"
 _ONE_SELECTION = "exactly one of selector, poolRef is allowed"
 _REJECT_EXCLUDES = (
     "mode Reject admits nobody, so weight, interactionLimits, queue and prefixCacheGroup must be unset"
@@ -207,14 +209,43 @@ class PrometheusTls(
         return self
 
 
+def _is_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # A bad port is told when it is asked for.
+    except ValueError as problem:
+        raise ValueError(_NO_URL) from problem
+    if not host:
+        raise ValueError(_NO_URL)
+    return url
+
+
+#: Without a user and password, which would be shown in status and logs. Brackets are those of an address.
+_HOST = r"(\[[0-9A-Fa-f:.]+\](:[0-9]*)?|[!-.0-?A-Z\\^-~]+)"
+Url = Annotated[
+    str,
+    Field(
+        pattern=rf"^https?://{_HOST}(/[!-~]*)?$",
+        max_length=1024,
+        json_schema_extra=cel(
+            (
+                "isURL(self) && url(self).getHostname() != '' && "
+                "(url(self).getPort() == '' || int(url(self).getPort()) <= 65535)",
+                _NO_URL,
+            )
+        ),
+    ),
+    AfterValidator(_is_url),
+]
+
+
 class Prometheus(
     Model,
     json_schema_extra=cel(("!has(self.tls) || self.url.startsWith('https://')", _TLS_NEEDS_HTTPS)),
 ):
     """Where signals are read."""
 
-    # A user and password before the host would be shown in status and logs.
-    url: Annotated[str, Field(pattern=r"^https?://[!-.0-?A-~]+(/[!-~]*)?$", max_length=1024)] = Field(
+    url: Url = Field(
         description="Base URL of a Prometheus that scrapes the pool's pods, without user and password. "
         "Redirects are not followed."
     )
