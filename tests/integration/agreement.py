@@ -140,8 +140,8 @@ def _untrue(found: Held, conditions: Mapping[Any, Any]) -> list[str]:
             for kind, each in _conditions(status).items()
             if kind in _DECIDED
         }
-        if "jwt" in str(body["spec"]) or "serviceAccount" in str(body["spec"]):
-            # What keys an issuer has, and who has them first, isn't known here.
+        if any(each in str(body["spec"]) for each in ("jwt", "serviceAccount", "poolRef")):
+            # What keys an issuer has, who has them first, and which InferencePools there are, isn't known here.
             should, says = {"Accepted": should["Accepted"]}, {"Accepted": says.get("Accepted")}
         if says != should:
             told.append(f"{name}: says {says}, not {should}")

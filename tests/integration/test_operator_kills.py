@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -172,7 +171,7 @@ def place(api: ControlPlane, namespace: str) -> Iterator[Place]:
 
 
 def test_operator_killed_at_random_points_of_200_changes_loses_nothing(place: Place, tmp_path: Path) -> None:
-    seed = int(os.environ.get("FAIRSERVE_SEED", "") or secrets.randbelow(2**32))
+    seed = int(os.environ.get("FAIRSERVE_SEED", "1"))
     print(f"FAIRSERVE_SEED={seed}")
     rng = random.Random(seed)
     changing = Changing(place, rng)
