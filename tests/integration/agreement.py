@@ -141,7 +141,7 @@ def _untrue(found: Held, conditions: Mapping[Any, Any]) -> list[str]:
             if kind in _DECIDED
         }
         if any(each in str(body["spec"]) for each in ("jwt", "serviceAccount", "poolRef")):
-            # What keys an issuer has, who has them first, and which InferencePools there are, isn't known here.
+            # What keys an issuer has, who has them first, and which InferencePools exist, is not known here.
             should, says = {"Accepted": should["Accepted"]}, {"Accepted": says.get("Accepted")}
         if says != should:
             told.append(f"{name}: says {says}, not {should}")
