@@ -13,7 +13,7 @@ from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
 
 #: Tests of what differs between event loops run on the one that a sidecar's process has.
-ON_UVLOOP = {"test_sidecar_control_clients"}
+ON_UVLOOP = {"test_sidecar_control_clients", "test_sidecar_upstream"}
 
 
 def pytest_asyncio_loop_factories(item):

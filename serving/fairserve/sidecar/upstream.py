@@ -1,8 +1,9 @@
 """HTTP/1.1 towards the engine: a pool of kept connections, answers as they arrive, immediate cancellation.
 
-A request is sent once. Connecting is tried again for a bounded time, because nothing has been sent then;
-after the first byte nothing is repeated, because the engine may have computed it. It knows nothing of
-tenants or scheduling: a `Receiver` is told what arrives.
+A request is computed once at most. Connecting is tried again for a bounded time, because nothing has been
+sent then. What was sent is sent again only if a kept connection turns out to be one that the engine closed
+before it read the request; nothing else is repeated, because the engine may have computed it. It knows
+nothing of tenants or scheduling: a `Receiver` is told what arrives.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from fairserve.sidecar.options import Address
 
 #: vLLM's server drops an idle connection after 5 s; a shorter time here keeps calls off dying connections.
 _IDLE_S: Final = 3.0
+#: A longer request takes a new connection: what a kept one carries is held until it is answered.
+_MOST_KEPT: Final = 65_536
 _RETRY_S: Final = 0.05
 #: What one read may bring is what a stalled client can leave here; the kernel's own choice is megabytes.
 _RECEIVE_BYTES: Final = 32_768
@@ -102,6 +105,7 @@ class UpstreamConnection:
         self._pieces: list[bytes] = []
         self._ended = False
         self._surplus = False
+        self._unheard: bytes | None = None  #: what was sent on it, kept, as long as nothing came back
         self._reusable = False  #: the engine keeps the connection after this answer
         self.idle_since = 0.0
 
@@ -110,13 +114,14 @@ class UpstreamConnection:
         """Whether another exchange may start on it."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def start(self, exchange: Exchange) -> None:
-        """Send a request."""
+    def start(self, exchange: Exchange, *, kept: bool) -> None:
+        """Send a request. `kept`: the connection has carried another before."""
         assert self._transport is not None
         self._exchange = exchange
         exchange.connection = self
         self._begun = self._ended = self._reusable = False
         self._head = None
+        self._unheard = exchange.data if kept else None
         self._transport.write(exchange.data)
         exchange.data = b""
         if exchange.paused:
@@ -154,6 +159,7 @@ class UpstreamConnection:
         if exchange is None:
             self.abort()  # an answer that nobody asked for
             return
+        self._unheard = None
         self._pieces = []
         try:
             self._parser.feed_data(data)
@@ -176,7 +182,13 @@ class UpstreamConnection:
             exchange.receiver.received(head, body, ended=ended)
 
     def eof_received(self) -> bool:
-        """The engine has closed its side, which ends the connection."""
+        """The engine has closed its side, which ends the connection. If it had closed both before our request
+        came, the kernel has refused that, and says so only when asked.
+        """
+        if self._unheard is not None and self._transport is not None:
+            connected = self._transport.get_extra_info("socket")
+            if connected is None or not connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._unheard = None
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -191,6 +203,13 @@ class UpstreamConnection:
             exchange.connection = None
             if exchange.receiver is not None:
                 exchange.receiver.received(None, b"", ended=True)
+        elif self._unheard is not None and (exc is None or isinstance(exc, ConnectionError)):
+            # A kernel resets a connection that is closed with bytes unread, or gets some after its end. An
+            # engine that has read all of a request, even one that is killed, leaves the usual end instead.
+            exchange.data, self._unheard = self._unheard, None
+            self._exchange = None
+            exchange.connection = None
+            self._pool.send_anew(exchange)
         else:
             self._break()
 
@@ -287,15 +306,21 @@ class UpstreamPool:
         has no body, whatever it declares.
         """
         exchange = Exchange(data, receiver, head_only=head_only)
-        connection = self._kept()
+        connection = self._kept() if len(data) <= _MOST_KEPT else None
         if connection is not None:
-            connection.start(exchange)
-            return exchange
+            connection.start(exchange, kept=True)
+        else:
+            self.send_anew(exchange)
+        return exchange
+
+    def send_anew(self, exchange: Exchange) -> None:
+        """Send a request on a new connection."""
+        if exchange.receiver is None:
+            return
         task = asyncio.get_running_loop().create_task(self._open(exchange))
         exchange.opening = task
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
-        return exchange
 
     def keep(self, connection: UpstreamConnection) -> None:
         """A connection is free again."""
@@ -340,7 +365,7 @@ class UpstreamPool:
         exchange.opening = None
         connection = None if connected is None else cast("UpstreamConnection", connected[1])
         if connection is not None and connection.usable and exchange.receiver is not None:
-            connection.start(exchange)
+            connection.start(exchange, kept=False)
             return
         if connection is not None:
             connection.abort()
