@@ -19,7 +19,10 @@ _POD, _CONTAINER = "spec/template/spec", "spec/template/spec/containers/0"
 _PODS = "spec/template/metadata"
 _ONE = {"x.example/a": "b"}
 _TOLERATION = {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}
-_AFFINITY = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+_TERM = {"matchExpressions": [{"key": "a", "operator": "Exists"}]}
+_AFFINITY = {
+    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [_TERM]}}
+}
 _ENV = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
 _ENV_FROM = {"configMapRef": {"name": "c"}}
 _VOLUME, _MOUNT = {"name": "ca", "secret": {"secretName": "ca"}}, {"name": "ca", "mountPath": "/ca"}
