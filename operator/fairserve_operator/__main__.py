@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
@@ -14,14 +14,7 @@ import uvloop
 from fairserve import __version__
 from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
-from fairserve_operator.options import (
-    LEASE_NAME,
-    Options,
-    WebhookOptions,
-    address,
-    sidecar_settings,
-    webhook_certificate,
-)
+from fairserve_operator.options import LEASE_NAME, Options, address, webhook_options
 
 _log = logging.getLogger("fairserve_operator")
 
@@ -205,7 +198,7 @@ def main(
             lease_namespace,
             lease_name or LEASE_NAME,
             identity,
-            _webhook(webhook, needing_webhook),
+            webhook_options(webhook, needing_webhook),
         )
         uvloop.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options, allow_http_jwks))
     except OperatorError as problem:
@@ -238,19 +231,6 @@ def _check_lease(leader_elect: bool, given: Mapping[str, str | None]) -> None:
             raise SetupError(f"{option} needs --leader-elect")
         if value is not None and not _NAMESPACE.fullmatch(value):
             raise SetupError(f"{option} {value}: not a name")
-
-
-def _webhook(listen: str | None, given: Mapping[str, Any]) -> WebhookOptions | None:
-    if listen is None:
-        for option, value in given.items():
-            if value is not None:
-                raise SetupError(f"{option} needs --webhook")
-        return None
-    return WebhookOptions(
-        address("--webhook", listen),
-        webhook_certificate(given),
-        sidecar_settings({option: value for option, value in given.items() if value is not None}),
-    )
 
 
 if __name__ == "__main__":

@@ -77,8 +77,24 @@ def address(option: str, text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def webhook_certificate(given: Mapping[str, Any]) -> OwnCertificate | Path:
-    """Where the webhook's certificate comes from, by option. Raises SetupError that says what to do."""
+def webhook_options(listen: str | None, given: Mapping[str, Any]) -> WebhookOptions | None:
+    """The webhook at `listen`, with what is given of the options that it has, by option.
+
+    Raises SetupError for what doesn't go together; it says what to do.
+    """
+    if listen is None:
+        for option, value in given.items():
+            if value is not None:
+                raise SetupError(f"{option} needs --webhook")
+        return None
+    return WebhookOptions(
+        address("--webhook", listen),
+        _certificate(given),
+        _sidecar({option: value for option, value in given.items() if value is not None}),
+    )
+
+
+def _certificate(given: Mapping[str, Any]) -> OwnCertificate | Path:
     own = ("--webhook-service", "--webhook-host", "--webhook-configuration", "--webhook-secret")
     service, host, configuration, secret = (given[option] for option in own)
     folder: Path | None = given["--webhook-certificate-dir"]
@@ -99,8 +115,7 @@ def webhook_certificate(given: Mapping[str, Any]) -> OwnCertificate | Path:
     return OwnCertificate(service, host, secret, configuration)
 
 
-def sidecar_settings(given: Mapping[str, Any]) -> Settings:
-    """How sidecars are made, by option; the control port comes from each ServingPool. Raises SetupError."""
+def _sidecar(given: Mapping[str, Any]) -> Settings:
     settings = {_SIDECAR[option]: value for option, value in given.items() if option in _SIDECAR}
     try:
         return Settings(**{"image": f"fairserve-sidecar:{__version__}"} | settings)
