@@ -18,6 +18,7 @@ from tests.integration.operating import Place, install_custom_resources, until
 from tests.integration.webhooks import LABELLED, Balancer, Cluster, Replica, creating, sidecar
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane, KubectlError
+from tests.parts.process import free_port
 
 SHAPES = REPOSITORY / "tests" / "unit" / "operator" / "shapes"
 NAMESPACE = "webhook-test"
@@ -47,7 +48,6 @@ def installed(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFact
     install_custom_resources(control_plane)
     control_plane.create_namespace(NAMESPACE)
     folder = tmp_path_factory.mktemp("webhook")
-    ports = []
     with ExitStack() as stack:
         control_plane.kubectl(
             "apply", "-n", NAMESPACE, "-f", REPOSITORY / "examples" / "operator" / "rbac.yaml"
@@ -79,9 +79,9 @@ def installed(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFact
             )
             for name in ("one", "two")
         ]
-        ports = [each.webhook_port for each in replicas]
-        balancer = stack.enter_context(Balancer(ports))
-        cluster = Cluster(control_plane, NAMESPACE, balancer.port)
+        port = free_port()
+        stack.enter_context(Balancer(replicas, port))
+        cluster = Cluster(control_plane, NAMESPACE, port)
         control_plane.apply(cluster.manifest("rbac-webhook.yaml"))
         cluster.install()
         stack.callback(control_plane.request, "DELETE", f"/api/v1/namespaces/{NAMESPACE}")
