@@ -1,28 +1,35 @@
 """The chart on a real API server, by the real Helm: renderings are accepted, releases come, change and go.
 
-There is no node, so that nothing of it runs. What runs is in tests/node.
+There is no node: the operator runs here as a process, with the arguments and the rights that the chart gives
+it. What runs in Pods is in tests/node.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import urllib.error
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fairserve_operator.api.v1alpha1 import API_VERSION
 from fairserve_operator.crdgen import KINDS
-from tests.integration.operating import until
+from tests.integration.operating import DEADLINE_S, operator_process, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.helm import CHART, Helm, HelmError
+from tests.parts.loopback import Client
+from tests.parts.process import free_port
 from tests.unit.chart.cases import CASES
 from tests.unit.chart.rendering import NAMESPACE, Rendered, nested
 
 _WEBHOOK = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/fairserve-{NAMESPACE}"
 _TENANT = "/apis/fairserve.dev/v1alpha1/namespaces/team-a/tenants/chat"
-_AUTHORITY = "Y2VydGlmaWNhdGU="
+_DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/fairserve-operator"
 
 #: Fields of kinds that others bring, as far as the chart writes them; theirs are the same.
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "items": {"type": "string"}}
@@ -189,26 +196,35 @@ class Release:
         return True
 
 
-def keep_authority(release: Release) -> None:
-    """Do as the operator does."""
-    patch = [{"op": "add", "path": "/webhooks/0/clientConfig/caBundle", "value": _AUTHORITY}]
-    release.cluster.request("PATCH", _WEBHOOK, patch, content_type="application/json-patch+json")
+@contextmanager
+def operator(release: Release, log: Path) -> Iterator[None]:
+    """The operator with the arguments and the rights that the release gives it; ready, and its webhook's
+    certificate authority noted.
+    """
+    ports = {"0.0.0.0:8080": free_port(), "0.0.0.0:9443": free_port()}
+    deployment = release.cluster.request("GET", _DEPLOYMENT)
+    arguments: list[str] = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    for address, port in ports.items():
+        arguments = [each.replace(address, f"127.0.0.1:{port}") for each in arguments]
+    account = release.cluster.service_account_kubeconfig(NAMESPACE, "fairserve-operator")
+    with operator_process(account, log, *arguments) as running:
+        client = Client(f"http://127.0.0.1:{ports['0.0.0.0:8080']}")
+        running.wait_until(lambda: client.answers("/readyz"), DEADLINE_S, "/readyz")
+        until(lambda: release.webhook()["clientConfig"].get("caBundle"), "caBundle")
+        yield
+    assert "orbidden" not in log.read_text()
 
 
 @pytest.fixture(scope="module")
-def installed(release: Release) -> Release:
-    """The release, with a Tenant that a user made, and the certificate authority that the operator noted."""
+def installed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The release, whose operator has run, and a Tenant that a user made."""
     release.helm("install")
     names = [f"crd/{kind.plural}.fairserve.dev" for kind in KINDS]
     release.cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
-    tenant = {
-        "apiVersion": "fairserve.dev/v1alpha1",
-        "kind": "Tenant",
-        "metadata": {"name": "chat"},
-        "spec": {},
-    }
+    tenant = {"apiVersion": API_VERSION, "kind": "Tenant", "metadata": {"name": "chat"}, "spec": {}}
     release.cluster.kubectl("apply", "--server-side", "-n", "team-a", "-f", "-", stdin=json.dumps(tenant))
-    keep_authority(release)
+    with operator(release, tmp_path_factory.mktemp("operator") / "operator.log"):
+        pass
     return release
 
 
@@ -255,29 +271,42 @@ def test_an_upgrade_without_changes_changes_nothing(installed: Release) -> None:
 
 @pytest.mark.parametrize("way", ["--server-side=true", "--server-side=false"])
 def test_upgrades_and_rollbacks_leave_the_certificate_authority_alone(installed: Release, way: str) -> None:
-    assert installed.webhook()["clientConfig"]["caBundle"] == _AUTHORITY
+    before = installed.webhook()["clientConfig"]
+    assert "CERTIFICATE" in base64.b64decode(before["caBundle"]).decode()
 
     installed.helm("upgrade", way, webhook={"failurePolicy": "Ignore", "timeoutSeconds": 3})
     assert installed.webhook()["failurePolicy"] == "Ignore"
-    assert installed.webhook()["clientConfig"]["caBundle"] == _AUTHORITY
+    assert installed.webhook()["clientConfig"] == before
 
     installed.helm("rollback", way)
     assert installed.webhook()["failurePolicy"] == "Fail"
-    assert installed.webhook()["clientConfig"]["caBundle"] == _AUTHORITY
+    assert installed.webhook()["clientConfig"] == before
+
+
+def test_the_operator_of_some_namespaces_needs_only_its_roles(installed: Release, tmp_path: Path) -> None:
+    installed.helm("upgrade", namespaces=["team-a", "team-b"])
+    assert not installed.has("/apis/rbac.authorization.k8s.io/v1/clusterroles/fairserve-operator")
+    metadata, spec = {"name": "llm"}, {"selector": {"matchLabels": {"app": "vllm"}}}
+    pool = json.dumps({"apiVersion": API_VERSION, "kind": "ServingPool", "metadata": metadata, "spec": spec})
+
+    with operator(installed, tmp_path / "operator.log"):
+        for namespace in ("team-a", "team-b"):
+            installed.cluster.kubectl("apply", "--server-side", "-n", namespace, "-f", "-", stdin=pool)
+            secret = f"/api/v1/namespaces/{namespace}/secrets/fairserve-llm"
+            until(lambda secret=secret: installed.has(secret), secret)  # type: ignore[misc]
 
 
 def test_a_removed_release_leaves_definitions_and_objects_to_the_next(installed: Release) -> None:
     tenant = installed.cluster.request("GET", _TENANT)
-    deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/fairserve-operator"
-    assert installed.has(deployment)
+    assert installed.has(_DEPLOYMENT)
 
     installed.helm("uninstall")
-    until(lambda: not installed.has(deployment), "the Deployment to go")
+    until(lambda: not installed.has(_DEPLOYMENT), "the Deployment to go")
     assert not installed.has(_WEBHOOK)
     assert installed.cluster.request("GET", _TENANT) == tenant
 
     installed.helm("install")
-    assert installed.has(deployment)
+    assert installed.has(_DEPLOYMENT)
     assert installed.cluster.request("GET", _TENANT) == tenant
 
 

@@ -140,8 +140,9 @@ def test_the_operator_meets_the_restricted_standard(helm: Helm) -> None:
 
 
 def test_the_operator_has_an_option_for_each_argument(helm: Helm) -> None:
-    given = {"webhook.enabled": False, "operator.verbose": True, "operator.allowHttpJwks": True}
-    for settings in (given, {**given, "namespaces": ["a"]}):
+    given = {"operator.verbose": True, "operator.allowHttpJwks": True}
+    others: list[dict[str, Any]] = [{}, {"namespaces": ["a"]}, {"webhook.certManager.enabled": True}]
+    for settings in ({**given, **other} for other in (*others, {"webhook.enabled": False})):
         operator = render(helm, settings)["Deployment/fairserve-operator"]["spec"]["template"]["spec"]
         get_command(app).make_context("operator", list(operator["containers"][0]["args"]))
 
@@ -178,6 +179,18 @@ def test_listed_namespaces_need_no_cluster_role_but_the_webhooks(helm: Helm) -> 
             "verbs": ["get", "patch"],
         }
     ]
+
+
+def test_the_webhook_is_the_examples(helm: Helm) -> None:
+    folder = REPOSITORY / "examples" / "operator"
+    example, _ = yaml.safe_load_all((folder / "webhook.yaml").read_text())
+    text = (folder / "rbac-webhook.yaml").read_text()
+    rendered = render(helm)
+
+    (webhook,) = rendered[f"MutatingWebhookConfiguration/fairserve-{NAMESPACE}"]["webhooks"]
+    assert webhook == {**example["webhooks"][0], "matchPolicy": "Equivalent"}
+    assert rendered[f"ClusterRole/fairserve-{NAMESPACE}-webhook"]["rules"] == rights(text, "ClusterRole")
+    assert rendered["Role/fairserve-operator-own"]["rules"][2:] == rights(text, "Role")
 
 
 def test_without_cluster_rights_there_is_nothing_that_needs_them(helm: Helm) -> None:
