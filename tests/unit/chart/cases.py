@@ -133,7 +133,7 @@ CASES = [
     Case("operator.verbose", True, _OPERATOR, f"{_CONTAINER}/args", Has("--verbose")),
     Case("operator.allowHttpJwks", True, _OPERATOR, f"{_CONTAINER}/args", Has("--allow-http-jwks")),
     Case("operator.extraArgs", ["--identity=a b"], _OPERATOR, f"{_CONTAINER}/args", Has("--identity=a b")),
-    Case("operator.env", [_ENV], _OPERATOR, f"{_CONTAINER}/env", Has(_ENV)),
+    Case("operator.env", [_ENV], _OPERATOR, f"{_CONTAINER}/env", [_ENV]),
     Case("operator.envFrom", [_ENV_FROM], _OPERATOR, f"{_CONTAINER}/envFrom", [_ENV_FROM]),
     Case("operator.extraVolumes", [_VOLUME], _OPERATOR, f"{_POD}/volumes", Has(_VOLUME)),
     Case("operator.extraVolumeMounts", [_MOUNT], _OPERATOR, f"{_CONTAINER}/volumeMounts", Has(_MOUNT)),
