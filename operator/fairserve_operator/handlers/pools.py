@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
 from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
@@ -33,7 +32,7 @@ from fairserve_operator.decide.resources import (
     Resource,
     SecretProblem,
     SecretRef,
-    can_be_sent,
+    credential_digest,
 )
 from fairserve_operator.decide.selectors import Overlap
 from fairserve_operator.decide.signals import OverloadPlan
@@ -469,10 +468,8 @@ class Digests:
 
     def _digest(self, ref: SecretRef, salt: str) -> str | SecretProblem:
         entry = secret_value(self._store, ref)
-        if isinstance(entry, SecretProblem):
-            return entry
-        credential = entry.decode("latin-1")
-        return key_digest(salt, credential) if can_be_sent(credential) else SecretProblem.MALFORMED
+        credential = entry if isinstance(entry, SecretProblem) else entry.decode("latin-1")
+        return credential_digest(credential, salt)
 
 
 def issuer_keys(
