@@ -25,8 +25,9 @@ from fairserve_operator.decide.specs import oldest_first, parse
 from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.measures import PoolView
-from fairserve_operator.handlers.pools import NO_SALT, Digests, Gathered, Pool, World, issuer_keys
+from fairserve_operator.handlers.pools import Gathered, Pool, World
 from fairserve_operator.handlers.publication import same
+from fairserve_operator.handlers.secret_values import NO_SALT, Digests, issuer_keys
 
 #: Objects whose status is looked at before others may run.
 _BREATH = 500
