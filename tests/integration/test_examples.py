@@ -122,7 +122,7 @@ async def test_a_flood_of_batch_work_delays_no_questions(tmp_path: Path) -> None
 
 async def test_strangers_get_their_part_and_no_more(tmp_path: Path) -> None:
     classes = [
-        ClientClass(name, key, None, ("busy",), clients_per_user=20, prompt_tokens=48, max_tokens=16)
+        ClientClass(name, key, None, ("busy",), clients_per_user=20, prompt_tokens=24, max_tokens=8)
         for name, key in (("product", "demo-key-of-product"), ("strangers", "something"))
     ]
 
