@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fairserve_operator.clients.jwks import JwksClient
 from fairserve_operator.clients.kubernetes_client import KubernetesClient
@@ -31,8 +32,10 @@ from fairserve_operator.handlers.registration import registry
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.handlers.watching import watch
-from fairserve_operator.handlers.webhook import Webhook
 from fairserve_operator.options import Options
+
+if TYPE_CHECKING:
+    from fairserve_operator.handlers.webhook import Webhook
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,9 @@ def _webhook(
 ) -> Webhook | None:
     if options.webhook is None:
         return None
+    # Imported late: cryptography takes 9 MiB, of which an operator without a webhook has no need.
+    from fairserve_operator.handlers.webhook import Webhook
+
     return Webhook(cluster, cluster.own_namespace, scope, options.webhook, measures, leaving)
 
 
