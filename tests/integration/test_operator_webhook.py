@@ -107,7 +107,13 @@ def test_pods_that_a_deployment_makes_have_the_sidecar(installed: Installed) -> 
     labelled = installed.kubectl("patch", "--local", "-o", "json", "-p", patch, "-f", "-", stdin=deployment)
     installed.kubectl("apply", "-f", "-", stdin=labelled)
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=fairserve.dev/inject=llm"
-    (pod, *_) = until(lambda: cluster.control_plane.request("GET", path)["items"], "a Pod")
+    wanted = json.loads(labelled)["spec"].get("replicas", 1)
+
+    def pods() -> list[dict[str, Any]] | None:
+        items = cluster.control_plane.request("GET", path)["items"]
+        return items if len(items) == wanted else None
+
+    (pod, *_) = until(pods, "all Pods")
     injected = sidecar(pod)
     assert injected is not None
     assert injected["image"] == "sidecar:7"

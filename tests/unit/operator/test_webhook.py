@@ -112,8 +112,9 @@ async def test_who_is_known_is_not_asked_for():
     source = FakeSource()
     pools = Pools(source, ("shop",))
     key = ObjectKey(SERVING_POOL, "shop", "llm")
-    pools.store.put(Resource(key, "u", 1, "", {"sidecar": {"controlPort": 9001}}), 1, {})
-    assert await pools.find("shop", "llm") == Pool(9001)
+    spec = {"sidecar": {"controlPort": 9001}, "selector": {"matchLabels": {"app": "vllm"}}}
+    pools.store.put(Resource(key, "u", 1, "", spec), 1, {})
+    assert await pools.find("shop", "llm") == Pool(9001, {"app": "vllm"})
     assert await pools.find("shop", "Not,a=name") == Pool(None)
     assert source.asked == []
 
