@@ -227,8 +227,11 @@ def test_a_pod_monitor_finds_what_the_injection_noted(helm: Helm) -> None:
     assert [port["name"] for port in sidecar["ports"]] == [endpoint["port"]]
     address, pool = endpoint["relabelings"]
     for host in ("10.1.2.3", "[fd00::1]"):
+        labels = {"__address__": f"{host}:8001"}
+        labels["__meta_kubernetes_pod_annotation_fairserve_dev_injected"] = annotation
         # As Prometheus does it: joined by semicolons, the whole of it, and references with a dollar sign.
-        found = re.fullmatch(address["regex"], f"{host}:8001;{annotation}", re.DOTALL)
+        joined = ";".join(labels[name] for name in address["sourceLabels"])
+        found = re.fullmatch(address["regex"], joined, re.DOTALL)
         assert found is not None
         assert found.expand(re.sub(r"\$(\d)", r"\\\1", address["replacement"])) == f"{host}:9001"
     assert pool["sourceLabels"] == ["__meta_kubernetes_pod_label_fairserve_dev_inject"]
