@@ -30,6 +30,7 @@ DATA_PATH = {
         "matching",
         "messages",
         "metrics",
+        "metrics_page",
         "proxy",
         "scheduled_call",
         "server",
