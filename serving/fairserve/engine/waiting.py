@@ -12,21 +12,25 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from typing import Final
 
-_LINE = re.compile(
-    rb"^[ \t]*(vllm[:_]num_requests_waiting)(_by_reason)?"
-    rb'[ \t]*(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*)\})?[ \t]*(?<=[ \t}])([^\s{#]+)(?=\s|\Z)',
-    re.MULTILINE,
+#: In each line that is of interest; looking for it takes a tenth of the time that the expression takes.
+_NAME: Final = b"num_requests_waiting"
+#: The blanks are written so that no line, however odd, is gone over more than a few times.
+_LINE: Final = re.compile(
+    rb"[ \t]*(vllm[:_]num_requests_waiting)(_by_reason)?"
+    rb'(?:[ \t]*\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*)\}[ \t]*|[ \t]+)([^\s{#]+)(?=\s|\Z)'
 )
-_LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\\n]|\\.)*)"')
-_CAPACITY = {b"reason": b"capacity"}
+_LABEL: Final = re.compile(rb'(?:^|,)[ \t]*([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\\n]|\\.)*)"')
+_CAPACITY: Final = {b"reason": b"capacity"}
 
 
 def with_waiting(text: bytes, ours: int) -> tuple[bytes, float | None]:
     """The engine's `/metrics` text with `ours` more calls waiting, and how many wait inside the engine by its
     own word, over all its data-parallel engines; None where it doesn't say.
     """
-    found = [(match, _number(match[4])) for match in _LINE.finditer(text)]
+    found = [(match, _number(match[4])) for match in _lines(text)]
     readable = [(match, number) for match, number in found if number is not None]
     totals = [(match, number) for match, number in readable if not match[2]]
     if not totals:
@@ -41,6 +45,16 @@ def with_waiting(text: bytes, ours: int) -> tuple[bytes, float | None]:
     for match, was in sorted(changes, key=lambda change: change[0].start(), reverse=True):
         text = text[: match.start(4)] + repr(was + ours).encode() + text[match.end(4) :]
     return text, waiting
+
+
+def _lines(text: bytes) -> Iterator[re.Match[bytes]]:
+    at = text.find(_NAME)
+    while at >= 0:
+        match = _LINE.match(text, text.rfind(b"\n", 0, at) + 1)
+        if match is not None:
+            yield match
+        end = text.find(b"\n", at)
+        at = text.find(_NAME, end) if end >= 0 else -1
 
 
 def _labels(match: re.Match[bytes]) -> dict[bytes, bytes]:

@@ -90,3 +90,17 @@ def test_what_does_not_say_how_many_wait_is_let_be(line):
 def test_series_that_is_no_number_is_passed_over():
     text = b'vllm:num_requests_waiting{engine="0"} NaN\nvllm:num_requests_waiting{engine="1"} 1.0\n'
     assert with_waiting(text, 2) == (text.replace(b"1.0", b"3.0"), 1.0)
+
+
+@pytest.mark.parametrize("odd", [" \t", "{", '{a="', "a,", '\\"', "vllm:num_requests_waiting", " 1", "{a} "])
+def test_odd_text_takes_no_longer_than_other_text(odd):
+    """It would take minutes if any of it were gone over once for each of its characters."""
+    for start in (
+        "vllm:num_requests_waiting",
+        'vllm:num_requests_waiting{a="',
+        "vllm:num_requests_waiting{a",
+    ):
+        for end in ("", "{", '"} 1', "} 1"):
+            text = f"{start}{(odd * 200_000)[:200_000]}{end}\n".encode()
+            merged, _ = with_waiting(text + TEXT.encode(), 5)
+            assert merged.endswith(b'model_name="m"} 0.5\n')
