@@ -31,6 +31,7 @@ DATA_PATH = {
         "messages",
         "metrics",
         "metrics_page",
+        "naming",
         "proxy",
         "scheduled_call",
         "server",

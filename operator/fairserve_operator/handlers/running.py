@@ -19,9 +19,9 @@ from fairserve_operator.clients.sidecars import SidecarClient
 from fairserve_operator.errors import AstrayError, OperatorError
 from fairserve_operator.handlers import memory
 from fairserve_operator.handlers.census import Scope, require_custom_resources
-from fairserve_operator.handlers.delivery import Lanes
 from fairserve_operator.handlers.inference_pools import Lookout
 from fairserve_operator.handlers.keys import KeyRefresh
+from fairserve_operator.handlers.lanes import Lanes
 from fairserve_operator.handlers.leadership import Leadership
 from fairserve_operator.handlers.loop import Loop
 from fairserve_operator.handlers.measures import Measures
