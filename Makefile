@@ -124,6 +124,7 @@ lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest
 	$(LOCK) --universal $(UPGRADE) --group build -c requirements/dev.lock -o $(REQUIREMENTS)/build.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) peers.in -o peers.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) litellm.in -o litellm.lock
+	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) envoy.in -o envoy.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) vllm.in --overrides vllm-overrides.txt -o vllm.lock
 
 .PHONY: clean

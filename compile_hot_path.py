@@ -30,6 +30,7 @@ DATA_PATH = {
         "matching",
         "messages",
         "metrics",
+        "metrics_page",
         "naming",
         "proxy",
         "scheduled_call",
