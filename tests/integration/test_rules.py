@@ -56,7 +56,10 @@ def test_the_alert_fires_and_is_silent_where_it_should(path: Path) -> None:
 @pytest.mark.parametrize("alert", ALERTS)
 def test_each_alert_is_shown_to_fire_to_resolve_and_to_be_silent(alert: str) -> None:
     path = REPOSITORY / "tests" / "rules" / f"{kebab(alert).removeprefix('fairserve-')}.yaml"
-    cases = yaml.safe_load(path.read_text())["tests"]
+    written = yaml.safe_load(path.read_text())
+    groups = [group["name"] for group in yaml.safe_load(RULES.read_text())["groups"]]
+    assert written["group_eval_order"] == groups, "else promtool takes them in any order"
+    cases = written["tests"]
     looks = [
         [bool(look["exp_alerts"]) for look in case["alert_rule_test"] if look["alertname"] == alert]
         for case in cases
