@@ -207,10 +207,10 @@ PLATFORM = [
                 limits=(0, 1),
             ),
             Panel(
-                "Waiting inside vLLM",
-                "Stays low behind a sidecar, because calls wait with it.",
+                "Calls in vLLM's batches",
+                "Those that vLLM computes. The other calls in the engines wait inside vLLM: few, behind a window.",
                 "short",
-                [(_each("sum", _vllm("num_requests_waiting")), _BY_POOL)],
+                [(_each("sum", _vllm("num_requests_running")), _BY_POOL)],
             ),
             Panel(
                 "Preemptions",
