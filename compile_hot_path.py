@@ -31,6 +31,7 @@ DATA_PATH = {
         "matching",
         "messages",
         "metrics",
+        "naming",
         "proxy",
         "scheduled_call",
         "server",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from fairserve.core import (
     Call,
     Dispatched,
@@ -41,7 +39,7 @@ class Waiting:
 
 def test_a_call_that_cannot_be_sent_keeps_no_slot_and_stops_no_other(caplog):
     window = DispatchWindow(maximum=1, initial=1)
-    dispatcher = Dispatcher(Scheduler(Settings(), random.Random(1)), window, Metrics(), clock=lambda: 0.0)
+    dispatcher = Dispatcher(Scheduler(Settings()), window, Metrics(), clock=lambda: 0.0)
     calls = [Waiting(dispatcher), *(Waiting(dispatcher, fails=True) for _ in range(3)), Waiting(dispatcher)]
     for call in calls:
         assert dispatcher.submit(call) is None
@@ -58,7 +56,7 @@ def test_the_time_that_a_call_waited_is_its_tenants():
     now = 0.0
     metrics = Metrics()
     window = DispatchWindow(maximum=1, initial=1)
-    dispatcher = Dispatcher(Scheduler(Settings(), random.Random(1)), window, metrics, clock=lambda: now)
+    dispatcher = Dispatcher(Scheduler(Settings()), window, metrics, clock=lambda: now)
     first, second = Waiting(dispatcher), Waiting(dispatcher)
     for call in (first, second):
         dispatcher.submit(call)
@@ -74,7 +72,7 @@ def test_who_is_refused_or_evicted_was_not_served_in_full():
     settings = Settings(default_tenant=TenantSettings("_default", queue=bounds))
     metrics = Metrics()
     window = DispatchWindow(maximum=1, initial=1)
-    dispatcher = Dispatcher(Scheduler(settings, random.Random(1)), window, metrics, clock=lambda: now)
+    dispatcher = Dispatcher(Scheduler(settings), window, metrics, clock=lambda: now)
 
     def call_of(user: str) -> Waiting:
         waiter = Waiting(dispatcher)
