@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --
 # Tests on all cores, the longest first (tests/conftest.py); on four at most, because each process that comes to
 # it starts an API server of its own.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-SOURCES := operator serving tests bench examples charts compile_hot_path.py
+SOURCES := operator serving tests bench charts examples compile_hot_path.py
 # What the sidecar is compared with, in an environment of its own.
 PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
 # LiteLLM has an environment to itself, made when it is asked for.
