@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --
 # Tests on all cores, the longest first (tests/conftest.py); on four at most, because each process that comes to
 # it starts an API server of its own.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-SOURCES := operator serving tests bench examples compile_hot_path.py
+SOURCES := operator serving tests bench charts examples compile_hot_path.py
 # What the sidecar is compared with, in an environment of its own.
 PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
 # LiteLLM has an environment to itself, made when it is asked for.
@@ -102,6 +102,7 @@ imports: $(STAMP) ## Who imports whom.
 .PHONY: generated
 generated: $(STAMP) ## Whether generated files are up to date.
 	$(BIN)/python -m fairserve_operator.crdgen --check
+	$(BIN)/python charts/dashboards.py --check
 	rm -rf build/lock && mkdir -p build/lock && cp -r requirements build/lock/
 	$(MAKE) --no-print-directory lock REQUIREMENTS=build/lock/requirements
 	diff -r requirements build/lock/requirements || { echo "requirements/*.lock are out of date: run 'make lock'" >&2; exit 1; }
@@ -112,8 +113,9 @@ format: $(STAMP) ## Format, and mend what ruff can.
 	$(BIN)/ruff check --fix $(SOURCES)
 
 .PHONY: generate
-generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource models.
+generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource models, and the chart's dashboards.
 	$(BIN)/python -m fairserve_operator.crdgen
+	$(BIN)/python charts/dashboards.py
 
 REQUIREMENTS ?= requirements
 .PHONY: lock

@@ -25,6 +25,7 @@ DATA_PATH = {
         "accounting",
         "chains",
         "dispatch",
+        "experience",
         "forwarding",
         "identity",
         "matching",

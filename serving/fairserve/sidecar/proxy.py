@@ -223,6 +223,7 @@ class Proxy:
     def _session_ended(self, session: RealtimeSession, outcome: Outcome) -> None:
         self.sessions.discard(session)
         self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
+        self.metrics.experience.seen(session.call.tenant, session.call.user)
 
     def _not_served(self, request: Request, table: IdentityTable | None) -> bytes:
         reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
