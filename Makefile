@@ -104,6 +104,7 @@ imports: $(STAMP) ## Who imports whom.
 generated: $(STAMP) ## Whether generated files are up to date.
 	$(BIN)/python -m fairserve_operator.crdgen --check
 	$(BIN)/python charts/generate.py --check
+	$(BIN)/python charts/dashboards.py --check
 	rm -rf build/lock && mkdir -p build/lock && cp -r requirements build/lock/
 	$(MAKE) --no-print-directory lock REQUIREMENTS=build/lock/requirements
 	diff -r requirements build/lock/requirements || { echo "requirements/*.lock are out of date: run 'make lock'" >&2; exit 1; }
@@ -114,9 +115,10 @@ format: $(STAMP) ## Format, and mend what ruff can.
 	$(BIN)/ruff check --fix $(SOURCES)
 
 .PHONY: generate
-generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource models, and the chart's copies, schema and table of values.
+generate: $(STAMP) ## Write crds/, docs/reference/api.md, the chart's copies of CRDs, its schema, table of values and dashboards.
 	$(BIN)/python -m fairserve_operator.crdgen
 	$(BIN)/python charts/generate.py
+	$(BIN)/python charts/dashboards.py
 
 REQUIREMENTS ?= requirements
 .PHONY: lock
@@ -127,6 +129,7 @@ lock: $(BIN)/uv ## Write requirements/*.lock; UPGRADE=--upgrade takes the newest
 	$(LOCK) --universal $(UPGRADE) --group build -c requirements/dev.lock -o $(REQUIREMENTS)/build.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) peers.in -o peers.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) litellm.in -o litellm.lock
+	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) envoy.in -o envoy.lock
 	cd $(REQUIREMENTS) && $(CURDIR)/$(LOCK) $(UPGRADE) vllm.in --overrides vllm-overrides.txt -o vllm.lock
 
 .PHONY: clean

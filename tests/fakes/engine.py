@@ -20,6 +20,8 @@ METRICS = """\
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="fake"}} {running}
 vllm:num_requests_waiting{{engine="0",model_name="fake"}} {waiting}
+vllm:num_requests_waiting_by_reason{{engine="0",model_name="fake",reason="capacity"}} {waiting}
+vllm:num_requests_waiting_by_reason{{engine="0",model_name="fake",reason="deferred"}} 0.0
 vllm:kv_cache_usage_perc{{engine="0",model_name="fake"}} {kv_use}
 vllm:num_preemptions_total{{engine="0",model_name="fake"}} 0.0
 vllm:cache_config_info{{block_size="16",engine="0",num_gpu_blocks="1000"}} 1.0

@@ -61,6 +61,7 @@ async def running_sidecar(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     snapshot: Path | None = None,
     max_window: int = 256,
+    listen: Address = Address("127.0.0.1", 0),  # noqa: B008 - frozen
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A sidecar before `engine` (or a port); with `config` it boots from a file.
@@ -72,7 +73,7 @@ async def running_sidecar(
         boot_file.write_bytes(config.to_bytes())
     sidecar = Sidecar(
         SidecarOptions(
-            listen=Address("127.0.0.1", 0),
+            listen=listen,
             control=Address("127.0.0.1", 0),
             engine=Address("127.0.0.1", engine if isinstance(engine, int) else engine.port),
             control_token_file=token_file,

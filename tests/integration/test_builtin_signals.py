@@ -96,7 +96,7 @@ def engine(
 
 
 def pages() -> list[Page]:
-    """Four pools, and one that is like none of them."""
+    """Some pools, and one that is like none of them."""
     one = {"kv": 0.2, "waiting": 3, "preempted": 5, "fast": 100}
     two = {"kv": 0.4, "waiting": 2, "preempted": 1, "fast": 80, "slow": 20}
     return [
@@ -106,6 +106,10 @@ def pages() -> list[Page]:
         lambda s: ours("old") + engine("vllm:", s, kv=0.7, kv_name="gpu_cache_usage_perc"),
         lambda s: ours("idle") + engine("vllm_", 1.0),
         lambda s: ours("hung") + engine("vllm:", 1.0, running=3),
+        # What waits with the sidecar is in vLLM's figure; what the engine said is beside it.
+        lambda s: ours("merged") + engine("vllm:", s, waiting=53) + "fairserve_engine_requests_waiting 3\n",
+        lambda s: ours("merged") + engine("vllm_", s, waiting=2),
+        lambda s: ours("behind") + engine("vllm_", 1.0, waiting=50) + "fairserve_engine_requests_waiting 0\n",
         lambda s: ours("other", 99.0, 9.0) + engine("vllm:", s, kv=0.9, waiting=99, preempted=99, slow=9),
     ]
 
@@ -173,6 +177,15 @@ async def test_target_that_is_stored_under_both_spellings_counts_once(connection
     assert (found["enginewaiting"], found["kvcacheuse"]) == (3.0, 0.2)
     assert found["preemptions"] == pytest.approx(5.0, rel=EXTRAPOLATED)
     assert found["timetofirsttoken"] == pytest.approx(0.95)
+
+
+async def test_calls_that_wait_with_the_sidecar_do_not_wait_inside_the_engine(connection: Connection) -> None:
+    assert values(await read(connection, "merged"))["enginewaiting"] == 5.0
+    behind = await read(connection, "behind")
+    # The engine holds none, so that nobody waits for its first token.
+    assert {behind[name] for name in ("enginewaiting", "enginequeuetime", "timetofirsttoken")} == {
+        Reading(0.0)
+    }
 
 
 async def test_old_name_of_the_kv_cache_is_known(connection: Connection) -> None:

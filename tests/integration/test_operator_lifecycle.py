@@ -94,6 +94,7 @@ def test_tells_its_health_and_ends_on_sigterm_with_status_0(place: Place, tmp_pa
                 'fairserve_operator_api_call_seconds_count{call="POST secrets",outcome="200"} 1.0',
             ):
                 assert line in figures.splitlines()
+            assert "\nfairserve_operator_signal_stale_after_seconds{" not in figures, "nobody evaluates"
             assert "fairserve_operator_reconcile_seconds_count" in figures
             operator.send_signal(signal.SIGTERM)
             _, words = operator.communicate(timeout=DEADLINE_S)

@@ -350,6 +350,43 @@ async def test_metrics_are_the_engines_and_ours(engine, sidecar):
     assert metric(text, "fairserve_queue_wait_seconds_count") == 1
 
 
+async def scrape(sidecar) -> str:
+    async with await Client.connect(sidecar.data_address) as client:
+        client.send("GET", "/metrics")
+        return (await client.answer()).body.decode()
+
+
+async def test_calls_that_wait_here_show_in_the_engines_figure(tmp_path, engine):
+    go_on, waiting, reason = (
+        asyncio.Event(),
+        "vllm:num_requests_waiting",
+        "vllm:num_requests_waiting_by_reason",
+    )
+    engine.behaviour = answers_after(go_on)
+    async with running_sidecar(tmp_path, engine, document(), max_window=1) as sidecar:
+        calls = [asyncio.create_task(ask(sidecar.data_address, KEY_A, {})) for _ in range(4)]
+        await eventually(lambda: sidecar.scheduler.queued == 3, "three calls wait")
+        engine.waiting, engine.running = 2, 1
+        text = await scrape(sidecar)
+        assert metric(text, waiting, engine="0", model_name="fake") == 5
+        assert metric(text, reason, reason="capacity") == 5
+        assert metric(text, reason, reason="deferred") == 0
+        assert metric(text, "vllm:num_requests_running") == 1
+        assert metric(text, "fairserve_engine_requests_waiting") == 2
+        # The window goes by what the engine says, not by what we make of it.
+        await eventually(lambda: sidecar.state()["engine"]["waiting"] == 2, "the sample")
+        engine.waiting = 0
+        go_on.set()
+        await asyncio.gather(*calls)
+        assert metric(await scrape(sidecar), waiting) == 0
+        port = engine.port
+        await engine.close()
+        text = await scrape(sidecar)
+        await engine.listen(port)
+    assert "fairserve_queue_requests" in text
+    assert "requests_waiting" not in text
+
+
 async def test_window_follows_the_engine(tmp_path, engine):
     go_on = asyncio.Event()
 

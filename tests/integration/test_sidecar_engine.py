@@ -55,6 +55,15 @@ def dies_after(*chunks: bytes) -> Callable[[Seen, Reply], Awaitable[None]]:
     return die
 
 
+def says(status: int) -> Callable[[Seen, Reply], Awaitable[None]]:
+    """An error that the engine computed for."""
+
+    async def say(seen: Seen, reply: Reply) -> None:
+        await reply.whole(status, b'{"error":{"message":"no"}}')
+
+    return say
+
+
 def count(sidecar: Sidecar, outcome: str) -> float | None:
     text = sidecar.metrics.exposition().decode()
     return metric(text, "fairserve_requests_total", tenant="a", outcome=outcome)
@@ -71,6 +80,18 @@ def events(answer: Answer) -> list[dict]:
 
 
 # -- an answer that breaks off ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "behaviour", "in_full"),
+    [(200, dies_after(token_event("one")), 0), (500, says(500), 0), (400, says(400), 1)],
+)
+async def test_who_the_engine_broke_over_was_not_served_in_full(engine, sidecar, status, behaviour, in_full):
+    engine.behaviour = behaviour
+    assert (await ask(sidecar.data_address, KEY_A, {"stream": True})).status == status
+    text = sidecar.metrics.exposition().decode()
+    assert metric(text, "fairserve_tenant_users", tenant="a") == 1
+    assert metric(text, "fairserve_tenant_users_fully_served", tenant="a") == in_full
 
 
 @pytest.mark.parametrize("target", [CHAT, "/v1/completions"])

@@ -52,6 +52,10 @@ async def test_a_held_tenant_begins_nothing_and_what_was_admitted_is_served(tmp_
         labels = {"tenant": "a", "reason": "tenant_held", "mode": "Enforce"}
         text = sidecar.metrics.exposition().decode()
         assert metric(text, "fairserve_refused_interactions_total", **labels) == 1
+        users = [
+            metric(text, f"fairserve_tenant_users{which}", tenant="a") for which in ("", "_fully_served")
+        ]
+        assert users == [1, 1], "an admin's word is no bad service"
         assert sidecar.state()["recent"]["refused_interactions_1h"] == {"a": 1.0}
 
         released = document(3, mode=mode)

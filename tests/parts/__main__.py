@@ -1,4 +1,4 @@
-"""Prepares the real parts before the tests: `python -m tests.parts [controlplane] [helm] [prometheus] …`."""
+"""Prepares the real parts ahead of the tests: `python -m tests.parts [PART]...`, all where none is named."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.parts import cache, controlplane, helm, prometheus, vllm
+from tests.parts import cache, controlplane, envoy, helm, prometheus, vllm
 
 _PARTS: dict[str, Callable[[], Path]] = {
     "controlplane": controlplane.ensure_programs,
+    "envoy": envoy.ensure_program,
     "helm": helm.ensure_programs,
     "prometheus": prometheus.ensure_programs,
     "vllm": vllm.ensure_env,

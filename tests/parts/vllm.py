@@ -5,11 +5,9 @@ It lives in an environment of its own, since its requirements would fight those 
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from tests.parts import cache
+from tests.parts import cache, environment
 from tests.parts.loopback import Client
 from tests.parts.process import Process, free_port, group_members
 from tests.parts.tiny_model import make_model
@@ -30,7 +28,7 @@ LOCK = cache.REPOSITORY / "requirements" / "vllm.lock"
 MODEL = "tiny"
 
 #: Its three processes import thousands of modules each: compiled beforehand, it starts in half the time.
-_SYNC_FLAGS = ("--require-hashes", "--compile-bytecode")
+_SYNC_FLAGS = ("--compile-bytecode",)
 
 #: It imports PyTorch three times over; with other builds on the same cores that takes minutes.
 _START_DEADLINE_S = 300.0
@@ -41,29 +39,8 @@ def ensure_env() -> Path:
 
     Raises BuildError when the installation fails.
     """
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     announcement = "installing vLLM for the CPU (5 GB, a few minutes the first time)"
-    return cache.ensure("vllm", [LOCK], [version, *_SYNC_FLAGS], _install, announcement) / "bin" / "python"
-
-
-def _install(folder: Path, log: Path) -> None:
-    uv = _uv(folder.with_name(f"{folder.name}.uv"), log)
-    # A relocatable environment survives the renaming of its folder.
-    cache.run([*uv, "venv", "--relocatable", "--clear", "--python", sys.executable, folder], log)
-    cache.run([*uv, "pip", "sync", *_SYNC_FLAGS, "--python", folder / "bin" / "python", LOCK], log)
-    shutil.rmtree(folder.with_name(f"{folder.name}.uv"), ignore_errors=True)
-
-
-def _uv(folder: Path, log: Path) -> list[str]:
-    """Return the command of uv: this environment's or the one on PATH, else one put into the given folder."""
-    if importlib.util.find_spec("uv") is not None:
-        return [sys.executable, "-m", "uv"]
-    found = shutil.which("uv")
-    if found is not None:
-        return [found]
-    cache.run([sys.executable, "-m", "venv", folder], log)
-    cache.run([folder / "bin" / "python", "-m", "pip", "install", "uv"], log)
-    return [str(folder / "bin" / "uv")]
+    return environment.ensure("vllm", LOCK, announcement, *_SYNC_FLAGS) / "bin" / "python"
 
 
 class Vllm:

@@ -156,7 +156,7 @@ def _slowest(histogram: str, of_pool: _OfPool) -> str:
     that holds none has nobody waiting: 0.
     """
     buckets = of_pool(_rate(f"{histogram}_bucket"))
-    running, waiting = of_pool(_either("num_requests_running")), of_pool(_either("num_requests_waiting"))
+    running, waiting = of_pool(_either("num_requests_running")), of_pool(_ENGINE_WAITING)
     slowest = f"histogram_quantile({_QUANTILE}, sum by (le) {buckets}) >= 0"
     return f"(({slowest}) or ((sum{running} + sum{waiting}) == 0))"
 
@@ -164,12 +164,17 @@ def _slowest(histogram: str, of_pool: _OfPool) -> str:
 #: The last name is what vLLM called it before 0.10.
 _KV_USE = f"({_either('kv_cache_usage_perc')} or {_either('gpu_cache_usage_perc')})"
 
+#: A sidecar adds what waits with it to vLLM's figure and says beside it what the engine said; old ones don't.
+_ENGINE_WAITING = (
+    f"(fairserve_engine_requests_waiting or on (instance, job) {_either('num_requests_waiting')})"
+)
+
 #: How each built-in signal folds its pods into one number, and what it reads.
 _TEMPLATES: Mapping[Builtin, Callable[[_OfPool], str]] = {
     "QueueWait": lambda of_pool: f"max{of_pool('fairserve_queue_oldest_wait_seconds')}",
     "Saturation": lambda of_pool: f"avg{of_pool('fairserve_saturation')}",
     "KVCacheUse": lambda of_pool: f"avg{of_pool(_KV_USE)}",
-    "EngineWaiting": lambda of_pool: f"sum{of_pool(_either('num_requests_waiting'))}",
+    "EngineWaiting": lambda of_pool: f"sum{of_pool(_ENGINE_WAITING)}",
     "EngineQueueTime": lambda of_pool: _slowest("request_queue_time_seconds", of_pool),
     "Preemptions": lambda of_pool: f"sum{of_pool(_rate('num_preemptions_total'))}",
     "TimeToFirstToken": lambda of_pool: _slowest("time_to_first_token_seconds", of_pool),

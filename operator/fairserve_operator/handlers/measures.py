@@ -28,6 +28,7 @@ class PoolView:
     signal_age_s: (
         float | None
     )  #: since any overload signal had a value, or evaluation began; None: none is evaluated
+    stale_after_s: float | None  #: from when on that is too old; None likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,20 @@ class _Gauges(Collector):
             "Time since any overload signal of a ServingPool had a value, or evaluation began.",
             labels=["namespace", "pool"],
         )
+        stale_after = GaugeMetricFamily(
+            "fairserve_operator_signal_stale_after_seconds",
+            "Age from which on the overload signals of a ServingPool are stale, and it follows `onStale`.",
+            labels=["namespace", "pool"],
+        )
         for pool in view.pools:
             where = [pool.namespace, pool.pool]
             pods.add_metric(where, pool.pods)
             behind.add_metric(where, pool.behind)
             if pool.signal_age_s is not None:
                 age.add_metric(where, pool.signal_age_s)
-        yield from (pods, behind, age)
+            if pool.stale_after_s is not None:
+                stale_after.add_metric(where, pool.stale_after_s)
+        yield from (pods, behind, age, stale_after)
         expires_at = self._measures.certificate_expires_at()
         if expires_at is not None:
             yield GaugeMetricFamily(

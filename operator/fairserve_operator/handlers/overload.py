@@ -73,6 +73,11 @@ class OverloadWatch:
         #: The last verdict that said something new; None before the first evaluation.
         self.verdict: Verdict | None = None
 
+    @property
+    def stale_after_s(self) -> float:
+        """The age from which on signals count for nothing, in seconds."""
+        return self._plan.settings.stale_after_s
+
     def replan(self, plan: OverloadPlan) -> None:
         """Go on with another plan, from the state that there is; evaluates at once if anything differs."""
         if plan == self._plan:

@@ -281,6 +281,7 @@ class Pool:
             pods=delivery.total,
             behind=len(delivery.behind(self._generation)),
             signal_age_s=None if heard_at is None else max(0.0, self._world.clock() - heard_at),
+            stale_after_s=None if self._watch is None else self._watch.stale_after_s,
         )
 
     async def close(self) -> None:

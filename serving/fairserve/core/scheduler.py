@@ -10,7 +10,7 @@ A call's life: `enqueue` → (`cancel` | `expire` | `dispatch` → `progress`* �
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from fairserve.core import state, throttle
@@ -375,6 +375,10 @@ class Scheduler:
     def dump(self, now: float) -> dict[str, Any]:
         """What people want to see, as JSON."""
         return state.dump(self, now)
+
+    def tenant_views(self, now: float) -> Iterator[state.TenantView]:
+        """Every known tenant as it is now, for metrics; takes a look at each user of those that wait."""
+        return state.tenant_views(self, self._asked(now))
 
     def check(self) -> None:
         """Assert every invariant."""

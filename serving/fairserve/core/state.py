@@ -6,7 +6,8 @@ Nothing here decides. A snapshot holds ages instead of times, because two proces
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from fairserve.core.calls import UNIT
@@ -253,6 +254,38 @@ def dump(scheduler: Scheduler, now: float) -> dict[str, Any]:
             for name, tenant in sorted(tenants.items())
         ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class TenantView:
+    """One tenant at one moment."""
+
+    name: str
+    weight: float  #: in force
+    queued: int  #: calls that wait
+    running: int  #: calls in the engine
+    oldest_wait_s: float  #: of its waiting calls; 0 if none waits
+    interactions: int  #: that may be open
+
+
+def tenant_views(scheduler: Scheduler, now: float) -> Iterator[TenantView]:
+    """See `Scheduler.tenant_views`."""
+    for name, tenant in scheduler.backlog.tenants.items():
+        arrived = _oldest(tenant) if tenant.queued else None
+        yield TenantView(
+            name=name,
+            weight=tenant.weight,
+            queued=tenant.queued,
+            running=tenant.running,
+            oldest_wait_s=0.0 if arrived is None else max(0.0, now - arrived),
+            interactions=tenant.interactions,
+        )
+
+
+def _oldest(tenant: TenantQueue) -> float:
+    """When the first of a tenant's waiting calls came: each flow's are in order of arrival."""
+    heads = (head for flow in tenant.flows.values() for head in (flow.first, flow.first_continuing))
+    return min(head.arrived for head in heads if head is not None)
 
 
 def check(scheduler: Scheduler) -> None:

@@ -26,7 +26,7 @@ _SOURCES: Mapping[Builtin, _Source] = {
     "QueueWait": _Source("fairserve_queue_oldest_wait_seconds", max),
     "Saturation": _Source("fairserve_saturation", fmean),
     "KVCacheUse": _Source("vllm:kv_cache_usage_perc", fmean),
-    "EngineWaiting": _Source("vllm:num_requests_waiting", fsum),
+    "EngineWaiting": _Source("fairserve_engine_requests_waiting", fsum),
 }
 
 

@@ -21,6 +21,7 @@ from fairserve.core.calls import (
     Outcome,
     Queued,
     Refusal,
+    RefusalReason,
     Refused,
     Settled,
     ThrottlingMode,
@@ -130,6 +131,7 @@ class Dispatcher:
         settled = self.scheduler.finish(waiter.call.call_id, usage, outcome, now)
         self._metrics.calls(settled.tenant, settled.application).ended(outcome, usage)
         self._metrics.serve(settled.tenant, settled.units / UNIT)
+        self._metrics.experience.seen(settled.tenant, waiter.call.user)
         self._pump(now)
         return settled
 
@@ -207,6 +209,8 @@ class Dispatcher:
             self._metrics.wasted_tokens += decision.wasted_tokens
             counts.ended(Outcome.REFUSED)
             counts.refused(decision.refusal.reason, ThrottlingMode.ENFORCE)
+            if decision.refusal.reason is not RefusalReason.TENANT_HELD:  # an admin's word, no bad service
+                self._metrics.experience.lost(call.tenant, call.user)
             return decision.refusal
         if decision.would_refuse is not None:
             counts.refused(decision.would_refuse.reason, ThrottlingMode.SHADOW)
@@ -221,6 +225,7 @@ class Dispatcher:
             waiter = self._waiting.pop(lost.call_id)
             counts = self._metrics.calls(waiter.call.tenant, waiter.call.application)
             counts.ended(Outcome.EVICTED)
+            self._metrics.experience.lost(waiter.call.tenant, waiter.call.user)
             self._metrics.wasted_tokens += lost.wasted_tokens
             if engine_gone:
                 waiter.engine_gone()
@@ -251,6 +256,8 @@ class Dispatcher:
                     break
                 self._metrics.queue_wait.observe(dispatched.wait_s)
                 waiter = self._waiting.pop(dispatched.call_id)
+                if dispatched.wait_s:
+                    self._metrics.waited(waiter.call.tenant, dispatched.wait_s)
                 self._running[dispatched.call_id] = waiter
                 self._go(waiter, dispatched)
         finally:

@@ -1,12 +1,13 @@
 """Counts for Prometheus: plain numbers on the hot path, turned into metric families when scraped.
 
-Labels are bounded: a tenant beyond the first thousand counts as `other`, and a user is never a label.
+Labels are bounded: a tenant beyond the first thousand counts as `other`, and a user is never a label. What a
+tenant has waiting is asked of the scheduler when somebody scrapes, and costs calls nothing.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,6 +21,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from fairserve.core.calls import Outcome, RefusalReason, ThrottlingMode, Usage
+from fairserve.core.state import TenantView
+from fairserve.sidecar.experience import Experience
 
 MAX_TENANTS: Final = 1000
 #: Paths of an engine that are a label, and characters of each.
@@ -132,9 +135,12 @@ class Metrics(Collector):
         self.decision = Histogram(_DECISION_BUCKETS_S)
         self.wasted_tokens = 0
         self.engine_refusals = 0  #: calls that the engine turned away before it computed anything
+        self.experience = Experience()
         self.gauges: Callable[[], Gauges] | None = None
+        self.tenants: Callable[[], Iterable[TenantView]] | None = None
         self._calls: dict[tuple[str, str], CallCounts] = {}
         self._service: dict[str, float] = {}
+        self._waits: dict[str, float] = {}
         self._denied: dict[str, int] = {}
         self._folded: set[str] = set()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -153,6 +159,12 @@ class Metrics(Collector):
         if tenant not in self._service:
             tenant = self._fold(tenant)
         self._service[tenant] = self._service.get(tenant, 0.0) + service
+
+    def waited(self, tenant: str, seconds: float) -> None:
+        """A call went to the engine after it had waited."""
+        if tenant not in self._waits:
+            tenant = self._fold(tenant)
+        self._waits[tenant] = self._waits.get(tenant, 0.0) + seconds
 
     def denied(self, code: str) -> None:
         """A request was turned away before anybody knew whose it is."""
@@ -191,12 +203,20 @@ class Metrics(Collector):
         )
         for tenant, value in self._service.items():
             service.add_metric([tenant], value)
+        waits = CounterMetricFamily(
+            "fairserve_tenant_queue_wait_seconds",
+            "Time that dispatched calls waited, in sum.",
+            labels=["tenant"],
+        )
+        for tenant, value in self._waits.items():
+            waits.add_metric([tenant], value)
         denied = CounterMetricFamily(
             "fairserve_denied_requests", "Requests turned away before a tenant was known.", labels=["code"]
         )
         for code, count in self._denied.items():
             denied.add_metric([code], count)
         yield service
+        yield waits
         yield denied
         yield CounterMetricFamily(
             "fairserve_wasted_tokens",
@@ -212,6 +232,47 @@ class Metrics(Collector):
         yield self.decision.family("fairserve_decision_seconds", "Time in the scheduler per call.")
         if self.gauges is not None:
             yield from _gauge_families(self.gauges())
+        yield from self._tenant_families()
+
+    def _tenant_families(self) -> Iterator[Metric]:
+        """What tenants have now. Those beyond the limit count together, and have no weight of their own."""
+        weights: dict[str, float] = {}
+        queued: dict[str, float] = {}
+        running: dict[str, float] = {}
+        oldest: dict[str, float] = {}
+        interactions: dict[str, float] = {}
+        for view in () if self.tenants is None else self.tenants():
+            name = self._fold(view.name)
+            if name == view.name:
+                weights[name] = view.weight
+            queued[name] = queued.get(name, 0.0) + view.queued
+            running[name] = running.get(name, 0.0) + view.running
+            if view.queued:
+                oldest[name] = max(oldest.get(name, 0.0), view.oldest_wait_s)
+            interactions[name] = interactions.get(name, 0.0) + view.interactions
+        users: dict[str, float] = {}
+        served: dict[str, float] = {}
+        for tenant, (seen, in_full) in self.experience.counts().items():
+            name = self._fold(tenant)
+            users[name] = users.get(name, 0.0) + seen
+            served[name] = served.get(name, 0.0) + in_full
+        for metric, documentation, values in (
+            ("weight", "Weight in force of a tenant that has been here lately.", weights),
+            ("queue_requests", "Calls that wait.", queued),
+            ("inflight_requests", "Calls in the engine.", running),
+            (
+                "queue_oldest_wait_seconds",
+                "How long the oldest waiting call waits; absent while none does.",
+                oldest,
+            ),
+            ("open_interactions", "Interactions that may be open.", interactions),
+            ("users", "Users whose calls ended in the last whole five minutes.", users),
+            ("users_fully_served", "Those of them who lost no call.", served),
+        ):
+            family = GaugeMetricFamily(f"fairserve_tenant_{metric}", documentation, labels=["tenant"])
+            for name, value in values.items():
+                family.add_metric([name], value)
+            yield family
 
     def _call_families(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

@@ -21,8 +21,9 @@ from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.identity import PRIORITY_HEADER, Caller, IdentityTable, Memory
-from fairserve.sidecar.messages import Request, ResponseHead, engine_head, own_response, websocket_head
-from fairserve.sidecar.metrics import CONTENT_TYPE, Metrics
+from fairserve.sidecar.messages import Request, engine_head, websocket_head
+from fairserve.sidecar.metrics import Metrics
+from fairserve.sidecar.metrics_page import MetricsAnswer, MetricsPage
 from fairserve.sidecar.observers import CallObserver
 from fairserve.sidecar.options import Address, Limits
 from fairserve.sidecar.realtime import (
@@ -44,7 +45,7 @@ from fairserve.sidecar.refusals import (
 from fairserve.sidecar.retries import FIRST_PAUSE_S
 from fairserve.sidecar.scheduled_call import ObservedCall, ScheduledCall
 from fairserve.sidecar.server import Connection, Work
-from fairserve.sidecar.upstream import Failure, UpstreamPool
+from fairserve.sidecar.upstream import UpstreamPool
 
 METRICS: Final = "/metrics"
 _NOTHING: Final[frozenset[bytes]] = frozenset()
@@ -95,6 +96,7 @@ class Proxy:
         self.engine_priority = engine_priority  #: the engine schedules by priority and is told ours
         #: Realtime sessions that are open or opening.
         self.sessions: set[RealtimeSession] = set()
+        self._metrics_page = MetricsPage(metrics.exposition, lambda: dispatcher.scheduler.queued)
         self._engine = engine
         self._limits = limits
         self._session_events = SessionEvents(
@@ -116,7 +118,7 @@ class Proxy:
         if path == REALTIME and asks_for_websocket(request):
             return self._open_session(connection, request)
         if path == METRICS:
-            forwarding = MetricsAnswer(connection, request, self)
+            forwarding = MetricsAnswer(connection, request, self.unavailable, self._metrics_page)
             # The plain format can be appended to; what else the client accepts doesn't matter.
             headers = [(b"accept", b"text/plain;version=0.0.4"), (b"host", b"engine")]
             request = Request(b"GET", request.target, headers, b"")
@@ -221,6 +223,7 @@ class Proxy:
     def _session_ended(self, session: RealtimeSession, outcome: Outcome) -> None:
         self.sessions.discard(session)
         self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
+        self.metrics.experience.seen(session.call.tenant, session.call.user)
 
     def _not_served(self, request: Request, table: IdentityTable | None) -> bytes:
         reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
@@ -323,36 +326,3 @@ class Proxy:
             return memory
         connection.memory = memory = Memory(table, connection.peer)
         return memory
-
-
-class MetricsAnswer(Forwarding):
-    """The engine's metrics with ours behind them; ours alone if the engine has none."""
-
-    def __init__(self, connection: Connection, request: Request, proxy: Proxy) -> None:
-        super().__init__(connection, request, proxy.unavailable)
-        self._proxy = proxy
-        self._status = 0
-        self._text: list[bytes] = []
-
-    def received(self, head: ResponseHead | None, data: bytes, *, ended: bool) -> None:
-        """Collect."""
-        if head is not None:
-            self._status = head.status
-        self._text.append(data)
-        if ended:
-            self._exchange = None
-            self._answer(b"".join(self._text) if self._status == 200 else b"")
-
-    def failed(self, failure: Failure) -> None:
-        """The engine has nothing to say."""
-        self._exchange = None
-        self._answer(b"")
-
-    def _answer(self, engine_text: bytes) -> None:
-        if engine_text and not engine_text.endswith(b"\n"):
-            engine_text += b"\n"
-        reuse = self.request.keep_alive
-        headers = [(b"content-type", CONTENT_TYPE.encode())]
-        body = engine_text + self._proxy.metrics.exposition()
-        self.connection.write(own_response(self.request, 200, b"OK", headers, body, reuse=reuse))
-        self.connection.finished(reuse=reuse)

@@ -204,6 +204,8 @@ class ScheduledCall(Forwarding):
         if outcome is Outcome.COMPLETED and usage is not None:
             self._proxy.pace.observe(charged.output_tokens // self._asked.sequences, seconds)
         self.settle(charged, outcome)
+        if self._status >= 500:
+            self._lost()
 
     def broke(self, failure: Failure) -> None:
         """Settle what the engine did before it failed; without an engine let the others wait."""
@@ -212,6 +214,7 @@ class ScheduledCall(Forwarding):
             self.settle(Usage(0, 0), Outcome.FAILED)
         else:
             self.settle(self._computed(), Outcome.FAILED)
+        self._lost()
 
     def left(self) -> None:
         """The client left: from the queue for nothing, from the engine for what was computed."""
@@ -233,6 +236,10 @@ class ScheduledCall(Forwarding):
     def settle(self, usage: Usage, outcome: Outcome) -> None:
         """What the engine computed is known."""
         self._proxy.dispatcher.finish(self, usage, outcome)
+
+    def _lost(self) -> None:
+        """The engine broke over it: its user was not served in full."""
+        self._proxy.metrics.experience.lost(self.call.tenant, self.call.user)
 
     def _computed(self) -> Usage:
         if self._judged and not self._begun:

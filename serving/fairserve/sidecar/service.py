@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from fairserve.config import OverloadConfig
 from fairserve.core.errors import SnapshotError
 from fairserve.core.scheduler import Scheduler
 from fairserve.core.settings import Settings
+from fairserve.core.state import TenantView
 from fairserve.core.window import DispatchWindow
 from fairserve.overload.lease import LeaseState, OverloadLease, OverloadSource
 from fairserve.overload.machine import OverloadMachine
@@ -64,6 +65,7 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self.metrics = Metrics()
         self.metrics.gauges = self._gauges
+        self.metrics.tenants = self._tenants
         self._service = Recent(period_s=30.0, periods=10)
         self._refused = Recent(period_s=60.0, periods=60)
         self.scheduler = Scheduler(Settings())
@@ -282,6 +284,7 @@ class Sidecar:
         self.pool.reap()
         self._control.refresh()
         now = self._clock()
+        self.metrics.experience.turn(now)
         if self._service.due(now):
             self._service.close(self.metrics.service(), now)
         if self._refused.due(now):
@@ -308,6 +311,9 @@ class Sidecar:
             self._local = OverloadMachine(settings)
         else:
             self._local.configure(settings)
+
+    def _tenants(self) -> Iterator[TenantView]:
+        return self.scheduler.tenant_views(self._clock())
 
     def _gauges(self) -> Gauges:
         now = self._clock()

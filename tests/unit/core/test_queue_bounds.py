@@ -58,6 +58,19 @@ def test_oldest_wait_follows_the_queue(make_rig):
     assert rig.scheduler.oldest_wait(5.0) == 2.0
 
 
+def test_each_tenant_tells_its_own_queue(make_rig):
+    rig = make_rig()
+    rig.enqueue("b", now=0.0)
+    rig.dispatch(now=0.0)
+    rig.enqueue("a", user="late", now=3.0)
+    rig.enqueue("a", user="early", interaction="agent", now=1.0)
+    rig.enqueue("a", user="early", interaction="agent", now=2.0)
+    found = {view.name: view for view in rig.scheduler.tenant_views(5.0)}
+    a, b = found["a"], found["b"]
+    assert (a.weight, a.queued, a.running, a.oldest_wait_s, a.interactions) == (3.0, 3, 0, 4.0, 1)
+    assert (b.weight, b.queued, b.running, b.oldest_wait_s, b.interactions) == (1.0, 0, 1, 0.0, 0)
+
+
 def ids(decision):
     return [evicted.call_id for evicted in decision.evicted]
 

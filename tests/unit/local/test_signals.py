@@ -18,7 +18,8 @@ fairserve_saturation 0.75
 fairserve_saturation_other 9
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.2
 vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.4
-vllm:num_requests_waiting{engine="0",model_name="m"} 3.0
+fairserve_engine_requests_waiting 7.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 53.0
 vllm:num_requests_waiting{engine="1",model_name="m"} 4.0
 vllm:num_requests_waiting_by_reason{engine="0",model_name="m"} 100
 """

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from fairserve.core import Call, Dispatched, DispatchWindow, Outcome, Scheduler, Settings, Usage
+from fairserve.core import (
+    Call,
+    Dispatched,
+    DispatchWindow,
+    Outcome,
+    QueueBounds,
+    Scheduler,
+    Settings,
+    TenantSettings,
+    Usage,
+)
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.metrics import Metrics
 
@@ -18,6 +28,9 @@ class Waiting:
         if self.fails:
             raise RecursionError
         self.went = True
+
+    def notice_silence(self, now: float, most_s: float, *, engine_answers: bool) -> None:
+        pass
 
     def could_not_go(self) -> None:
         self.told = True
@@ -37,3 +50,41 @@ def test_a_call_that_cannot_be_sent_keeps_no_slot_and_stops_no_other(caplog):
     assert dispatcher.scheduler.running == 1
     assert caplog.text.count("could not be sent") == 3
     dispatcher.scheduler.check()
+
+
+def test_the_time_that_a_call_waited_is_its_tenants():
+    now = 0.0
+    metrics = Metrics()
+    window = DispatchWindow(maximum=1, initial=1)
+    dispatcher = Dispatcher(Scheduler(Settings()), window, metrics, clock=lambda: now)
+    first, second = Waiting(dispatcher), Waiting(dispatcher)
+    for call in (first, second):
+        dispatcher.submit(call)
+    assert b"fairserve_tenant_queue_wait_seconds_total{" not in metrics.exposition()
+    now = 2.5
+    dispatcher.finish(first, Usage(5, 1), Outcome.COMPLETED)
+    assert b'fairserve_tenant_queue_wait_seconds_total{tenant="a"} 2.5' in metrics.exposition()
+
+
+def test_who_is_refused_or_evicted_was_not_served_in_full():
+    now = 0.0
+    bounds = QueueBounds(max_requests=1, max_wait_s=5.0)
+    settings = Settings(default_tenant=TenantSettings("_default", queue=bounds))
+    metrics = Metrics()
+    window = DispatchWindow(maximum=1, initial=1)
+    dispatcher = Dispatcher(Scheduler(settings), window, metrics, clock=lambda: now)
+
+    def call_of(user: str) -> Waiting:
+        waiter = Waiting(dispatcher)
+        waiter.call = Call(waiter.call.call_id, "a", user, "_default", input_tokens=5)
+        waiter.evicted = lambda refusal: None
+        return waiter
+
+    served, evicted, refused = call_of("served"), call_of("evicted"), call_of("refused")
+    assert [dispatcher.submit(call) is None for call in (served, evicted, refused)] == [True, True, False]
+    assert metrics.experience.counts() == {"a": (1, 0)}
+    now = 6.0
+    dispatcher.expire()
+    assert metrics.experience.counts() == {"a": (2, 0)}
+    dispatcher.finish(served, Usage(5, 1), Outcome.COMPLETED)
+    assert metrics.experience.counts() == {"a": (3, 1)}

@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fairserve.core.calls import Outcome, RefusalReason, ThrottlingMode, Usage
+from fairserve.core.state import TenantView
 from fairserve.sidecar.metrics import MAX_TENANTS, OTHER, Gauges, Histogram, Metrics
 
 
@@ -81,3 +82,51 @@ def test_what_is_not_known_is_not_exported():
     names = {name for name, _ in samples(metrics)}
     assert "fairserve_oit_armed" in names
     assert not names & {"fairserve_pool_info", "fairserve_config_generation", "fairserve_signal_age_seconds"}
+
+
+def view(name: str, **changes) -> TenantView:
+    fields = {
+        "weight": 2.0,
+        "queued": 1,
+        "running": 2,
+        "oldest_wait_s": 3.0,
+        "interactions": 4,
+    }
+    return TenantView(name, **{**fields, **changes})
+
+
+def of_tenant(found: dict, metric: str) -> dict[str, float]:
+    return {labels[0][1]: value for (name, labels), value in found.items() if name == metric}
+
+
+def test_what_a_tenant_has_now_is_told_by_tenant():
+    metrics = Metrics()
+    metrics.tenants = lambda: [view("a"), view("b", queued=0, oldest_wait_s=0.0)]
+    metrics.experience.seen("a", "u")
+    metrics.experience.lost("a", "v")
+    metrics.waited("a", 1.5)
+    metrics.waited("a", 2.5)
+    found = samples(metrics)
+    assert of_tenant(found, "fairserve_tenant_weight") == {"a": 2, "b": 2}
+    assert of_tenant(found, "fairserve_tenant_queue_requests") == {"a": 1, "b": 0}
+    assert of_tenant(found, "fairserve_tenant_inflight_requests") == {"a": 2, "b": 2}
+    assert of_tenant(found, "fairserve_tenant_queue_oldest_wait_seconds") == {"a": 3}
+    assert of_tenant(found, "fairserve_tenant_open_interactions") == {"a": 4, "b": 4}
+    assert of_tenant(found, "fairserve_tenant_users") == {"a": 2}
+    assert of_tenant(found, "fairserve_tenant_users_fully_served") == {"a": 1}
+    assert of_tenant(found, "fairserve_tenant_queue_wait_seconds_total") == {"a": 4}
+
+
+def test_tenants_beyond_the_limit_have_together_what_each_has_and_no_weight():
+    metrics = Metrics()
+    names = [f"t{number}" for number in range(MAX_TENANTS + 2)]
+    metrics.tenants = lambda: [view(name, oldest_wait_s=float(n)) for n, name in enumerate(names)]
+    for name in names:
+        metrics.experience.seen(name, "u")
+        metrics.waited(name, 1.0)
+    found = samples(metrics)
+    assert of_tenant(found, "fairserve_tenant_weight").keys() == set(names[:MAX_TENANTS])
+    assert of_tenant(found, "fairserve_tenant_queue_requests")[OTHER] == 2
+    assert of_tenant(found, "fairserve_tenant_queue_oldest_wait_seconds")[OTHER] == MAX_TENANTS + 1
+    assert of_tenant(found, "fairserve_tenant_users")[OTHER] == 2
+    assert of_tenant(found, "fairserve_tenant_queue_wait_seconds_total")[OTHER] == 2
