@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --
 # Tests on all cores, the longest first (tests/conftest.py); on four at most, because each process that comes to
 # it starts an API server of its own.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
-SOURCES := operator serving tests bench examples compile_hot_path.py
+SOURCES := operator serving tests bench charts examples compile_hot_path.py
 # What the sidecar is compared with, in an environment of its own.
 PEERS := build/peers-$(shell sha256sum requirements/peers.lock | cut -c1-16)
 # LiteLLM has an environment to itself, made when it is asked for.
@@ -42,7 +42,8 @@ test: $(STAMP) $(COMPILED) ## All tests, with the real parts they need (built on
 	$(MAKE) --no-print-directory test-compiled
 
 .PHONY: test-unit
-test-unit: $(STAMP) ## The tests that need no real part.
+test-unit: $(STAMP) ## The tests that need no real part but helm, which renders the chart.
+	$(BIN)/python -m tests.parts helm
 	$(PYTEST) tests/unit tests/property
 
 .PHONY: test-compiled
@@ -98,7 +99,7 @@ images: ## The images fairserve-operator and fairserve-sidecar, with docker or p
 
 .PHONY: e2e-node
 e2e-node: $(STAMP) ## The images and the chart on a real kubelet, in a network of its own; needs root (installs containerd, podman and others with apt-get).
-	$(BIN)/python -m tests.parts controlplane prometheus node images
+	$(BIN)/python -m tests.parts controlplane helm prometheus node images
 	$(BIN)/python -m tests.parts.enclosure $(BIN)/pytest tests/node
 
 .PHONY: check
@@ -120,6 +121,7 @@ imports: $(STAMP) ## Who imports whom.
 .PHONY: generated
 generated: $(STAMP) ## Whether generated files are up to date.
 	$(BIN)/python -m fairserve_operator.crdgen --check
+	$(BIN)/python charts/generate.py --check
 	rm -rf build/lock && mkdir -p build/lock && cp -r requirements build/lock/
 	$(MAKE) --no-print-directory lock REQUIREMENTS=build/lock/requirements
 	diff -r requirements build/lock/requirements || { echo "requirements/*.lock are out of date: run 'make lock'" >&2; exit 1; }
@@ -130,8 +132,9 @@ format: $(STAMP) ## Format, and mend what ruff can.
 	$(BIN)/ruff check --fix $(SOURCES)
 
 .PHONY: generate
-generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource models.
+generate: $(STAMP) ## Write crds/ and docs/reference/api.md from the resource models, and the chart's copies, schema and table of values.
 	$(BIN)/python -m fairserve_operator.crdgen
+	$(BIN)/python charts/generate.py
 
 REQUIREMENTS ?= requirements
 .PHONY: lock

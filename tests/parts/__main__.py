@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.parts import cache, controlplane, images, prometheus, vllm
+from tests.parts import cache, controlplane, helm, images, prometheus, vllm
 
 _PARTS: dict[str, Callable[[], Path]] = {
     "controlplane": controlplane.ensure_programs,
+    "helm": helm.ensure_programs,
     "prometheus": prometheus.ensure_programs,
     "vllm": vllm.ensure_env,
 }

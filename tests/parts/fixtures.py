@@ -16,6 +16,7 @@ import pytest
 from tests.parts import prometheus as prometheus_part
 from tests.parts import vllm as vllm_part
 from tests.parts.controlplane import ControlPlane
+from tests.parts.helm import Helm
 from tests.parts.prometheus import Prometheus
 from tests.parts.vllm import Vllm
 
@@ -76,3 +77,9 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     directory, env = tmp_path_factory.mktemp("vllm"), {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
     with Vllm(num_gpu_blocks=32, max_num_seqs=8, directory=directory, env=env) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Helm without a cluster: it lints and renders."""
+    return Helm(tmp_path_factory.mktemp("helm"))
