@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
+from fairserve import __version__
 from fairserve_operator import logs
 from fairserve_operator.errors import OperatorError, SetupError
-from fairserve_operator.options import LEASE_NAME, Options
+from fairserve_operator.options import LEASE_NAME, Options, address, webhook_options
 
 _log = logging.getLogger("fairserve_operator")
 
@@ -78,6 +80,69 @@ def main(
             show_default="the host's name, which is the Pod's",
         ),
     ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Put a sidecar into Pods labelled fairserve.dev/inject: POOL, as the mutating webhook at "
+            "https://HOST:PORT/inject. Every replica answers.",
+            show_default="no webhook",
+        ),
+    ] = None,
+    webhook_service: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The Service, in the operator's own namespace, by which the API server reaches the webhook.",
+        ),
+    ] = None,
+    webhook_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST",
+            help="Instead of a Service, for an operator outside of the cluster: the DNS name or address in "
+            "the clientConfig.url by which the API server reaches the webhook.",
+        ),
+    ] = None,
+    webhook_configuration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The MutatingWebhookConfiguration whose caBundle the operator keeps right."
+        ),
+    ] = None,
+    webhook_secret: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The Secret, in the operator's own namespace, in which it keeps the certificate that it "
+            "makes and renews; one for all replicas.",
+        ),
+    ] = None,
+    webhook_certificate_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of all these: a folder in which somebody else, such as cert-manager, keeps tls.crt "
+            "and tls.key; followed when they change.",
+        ),
+    ] = None,
+    sidecar_image: Annotated[
+        str | None,
+        typer.Option(help="Image of the sidecar.", show_default=f"fairserve-sidecar:{__version__}"),
+    ] = None,
+    sidecar_cpu: Annotated[
+        str | None, typer.Option(help="CPU that the sidecar asks for.", show_default="500m")
+    ] = None,
+    sidecar_memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that the sidecar asks for, and may use.", show_default="1Gi"),
+    ] = None,
+    drain_s: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds that running calls may go on when a Pod ends.", min=0, max=86_400, show_default="30"
+        ),
+    ] = None,
     allow_http_jwks: Annotated[
         bool,
         typer.Option(
@@ -115,17 +180,25 @@ def main(
         for name in namespace or ():
             if not _NAMESPACE.fullmatch(name):
                 raise SetupError(f"--namespace {name}: not the name of a namespace; patterns are not served")
-        for option, value in (("--lease-namespace", lease_namespace), ("--lease-name", lease_name)):
-            if value is not None and not leader_elect:
-                raise SetupError(f"{option} needs --leader-elect")
-            if value is not None and not _NAMESPACE.fullmatch(value):
-                raise SetupError(f"{option} {value}: not a name")
+        _check_lease(leader_elect, {"--lease-namespace": lease_namespace, "--lease-name": lease_name})
+        needing_webhook = {
+            "--webhook-service": webhook_service,
+            "--webhook-host": webhook_host,
+            "--webhook-configuration": webhook_configuration,
+            "--webhook-secret": webhook_secret,
+            "--webhook-certificate-dir": webhook_certificate_dir,
+            "--sidecar-image": sidecar_image,
+            "--sidecar-cpu": sidecar_cpu,
+            "--sidecar-memory": sidecar_memory,
+            "--drain-s": drain_s,
+        }
         options = Options(
-            None if listen is None else _address(listen),
+            None if listen is None else address("--listen", listen),
             leader_elect,
             lease_namespace,
             lease_name or LEASE_NAME,
             identity,
+            webhook_options(webhook, needing_webhook),
         )
         uvloop.run(_operate(tuple(namespace or ()), all_namespaces, kubeconfig, options, allow_http_jwks))
     except OperatorError as problem:
@@ -152,11 +225,12 @@ async def _operate(
         cluster.close()
 
 
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise SetupError(f"--listen {text}: must be HOST:PORT, such as 0.0.0.0:8080")
-    return host.strip("[]"), int(port)
+def _check_lease(leader_elect: bool, given: Mapping[str, str | None]) -> None:
+    for option, value in given.items():
+        if value is not None and not leader_elect:
+            raise SetupError(f"{option} needs --leader-elect")
+        if value is not None and not _NAMESPACE.fullmatch(value):
+            raise SetupError(f"{option} {value}: not a name")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Calls to the API server: Secrets, status, Events, Leases and the census.
+"""Calls to the API server: Secrets, status, Events, Leases, the webhook's configuration and the census.
 
 The only module that imports `kubernetes`. Of that library it uses the part that finds the cluster and signs
 calls; bodies are plain dictionaries, because its models neither know custom resources nor are cheap at 10,000
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ _POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _JSON = "application/json"
 _JWKS = "application/jwk-set+json"
 _APPLY = "application/apply-patch+yaml"
+_JSON_PATCH = "application/json-patch+json"
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
@@ -89,6 +90,9 @@ SECRET = Kind("Secret", "v1", "secrets")
 EVENT = Kind("Event", "v1", "events")
 INFERENCE_POOL = Kind("InferencePool", "inference.networking.k8s.io/v1", "inferencepools")
 LEASE = Kind("Lease", "coordination.k8s.io/v1", "leases")
+WEBHOOK_CONFIGURATION = Kind(
+    "MutatingWebhookConfiguration", "admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations"
+)
 KINDS: Mapping[str, Kind] = {
     kind.name: kind for kind in (TENANT, APPLICATION, SERVING_POOL, POD, SECRET, EVENT)
 }
@@ -158,18 +162,20 @@ class KubernetesClient:
         except NotFoundError:
             return None
 
-    async def write_secret(self, manifest: Mapping[str, Any]) -> Written:
+    async def write_secret(self, manifest: Mapping[str, Any], fenced: bool = True) -> Written:
         """Replace the Secret at the manifest's `resourceVersion`, or create it where it has none.
 
-        Raises ConflictError where it changed meanwhile, or exists: read it again and decide anew.
+        Raises ConflictError where it changed meanwhile, or exists: read it again and decide anew. Without
+        `fenced` it is written whoever holds the Lease.
         """
         metadata = manifest["metadata"]
         namespace, name = metadata["namespace"], metadata["name"]
         what = f"Secret {namespace}/{name}"
         if metadata.get("resourceVersion"):
-            body = await self._call("PUT", SECRET.path(namespace, name), what, manifest)
+            path = SECRET.path(namespace, name)
+            body = await self._call("PUT", path, what, manifest, fenced=fenced)
         else:
-            body = await self._call("POST", SECRET.path(namespace), what, manifest)
+            body = await self._call("POST", SECRET.path(namespace), what, manifest, fenced=fenced)
         return Written(body["metadata"]["resourceVersion"], body)
 
     async def apply_status(self, manifest: Mapping[str, Any], field_manager: str) -> Written:
@@ -181,6 +187,31 @@ class KubernetesClient:
         what = f"status of {kind.name} {namespace}/{name}"
         body = await self._call("PATCH", path, what, manifest, _APPLY, query=query)
         return Written(body["metadata"]["resourceVersion"], body)
+
+    async def read_webhook_configuration(self, name: str) -> Mapping[str, Any] | None:
+        """One MutatingWebhookConfiguration, None where there is none."""
+        path = WEBHOOK_CONFIGURATION.path(None, name)
+        try:
+            return await self._call("GET", path, f"{WEBHOOK_CONFIGURATION.name} {name}")
+        except NotFoundError:
+            return None
+
+    async def patch_webhook_configuration(
+        self, name: str, operations: Sequence[Mapping[str, Any]]
+    ) -> Written:
+        """Apply a JSON patch, whoever holds the Lease. Raises ConflictError where the patch names another
+        resource version than there is.
+        """
+        path, what = WEBHOOK_CONFIGURATION.path(None, name), f"{WEBHOOK_CONFIGURATION.name} {name}"
+        body = await self._call("PATCH", path, what, operations, _JSON_PATCH, fenced=False)
+        return Written(body["metadata"]["resourceVersion"], body)
+
+    async def serving_pool(self, namespace: str, name: str) -> Mapping[str, Any] | None:
+        """One ServingPool, None where there is none. Asked as a list, which is what we have the right to."""
+        query = {"fieldSelector": f"metadata.name={name}"}
+        what = f"{SERVING_POOL.name} {namespace}/{name}"
+        page = await self._call("GET", SERVING_POOL.path(namespace), what, query=query)
+        return next((each for each in page["items"] if each["metadata"]["name"] == name), None)
 
     async def issuer_keys(self) -> tuple[str, bytes]:
         """The issuer of the cluster's ServiceAccount tokens, and its key set as JSON.
@@ -270,12 +301,13 @@ class KubernetesClient:
         method: str,
         path: str,
         what: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         content_type: str = _JSON,
         accept: str = _JSON,
         query: Mapping[str, str] | None = None,
+        fenced: bool = True,
     ) -> dict[str, Any]:
-        if method != "GET" and not self.may_write():
+        if fenced and method != "GET" and not self.may_write():
             raise FencedError(what)
         target = path + (f"?{urlencode(query)}" if query else "")
         call, began = _call_name(method, path), time.monotonic()
@@ -301,7 +333,7 @@ class KubernetesClient:
         method: str,
         target: str,
         what: str,
-        body: Mapping[str, Any] | None,
+        body: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
         content_type: str,
         accept: str,
         timeout_s: float = _READ_TIMEOUT_S,
@@ -328,8 +360,9 @@ def _call_name(method: str, path: str) -> str:
     """Such as "PATCH tenants/status": as many as there are kinds, whatever the objects' names."""
     plural, _, below = path.partition("/namespaces/")[2].partition("/")[2].partition("/")
     name, _, subresource = below.partition("/")
-    if not plural:
-        plural = path.rpartition("/")[2]
+    if not plural:  # Of no namespace.
+        group, _, plural = path.rpartition("/")
+        plural = WEBHOOK_CONFIGURATION.plural if group.endswith(WEBHOOK_CONFIGURATION.plural) else plural
     return f"{method} {plural}" + (f"/{subresource}" if name and subresource else "")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -57,6 +57,12 @@ class Measures:
         self._api = self._histogram(
             "fairserve_operator_api_call_seconds", "Calls to the API server.", "call", "outcome"
         )
+        self._admissions = Counter(
+            "fairserve_operator_admission", "Calls of the webhook.", ["outcome"], registry=self._registry
+        )
+        self._admission = self._histogram("fairserve_operator_admission_seconds", "Time to answer one.")
+        #: When the webhook's certificate ends, in seconds since the epoch; None: there is none.
+        self.certificate_expires_at: Callable[[], float | None] = lambda: None
         self._registry.register(_Gauges(self))
         ProcessCollector(registry=self._registry)
 
@@ -80,6 +86,11 @@ class Measures:
     def api_called(self, call: str, outcome: str, seconds: float) -> None:
         """The API server was called."""
         self._api.labels(call, outcome).observe(seconds)
+
+    def admitted(self, outcome: str, seconds: float) -> None:
+        """The webhook was called."""
+        self._admissions.labels(outcome).inc()
+        self._admission.observe(seconds)
 
     def exposition(self) -> bytes:
         """The text of `/metrics`."""
@@ -127,3 +138,10 @@ class _Gauges(Collector):
             if pool.signal_age_s is not None:
                 age.add_metric(where, pool.signal_age_s)
         yield from (pods, behind, age)
+        expires_at = self._measures.certificate_expires_at()
+        if expires_at is not None:
+            yield GaugeMetricFamily(
+                "fairserve_operator_webhook_certificate_expiry_timestamp_seconds",
+                "When the certificate that the webhook serves by ends.",
+                value=expires_at,
+            )

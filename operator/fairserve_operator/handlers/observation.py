@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -10,10 +12,13 @@ from fairserve_operator.handlers.measures import Measures
 
 
 class ObservationServer:
-    """`/healthz`, `/readyz` and `/metrics`."""
+    """`/healthz`, `/readyz` and `/metrics`. `unready` says why others that can't be seen in the measures
+    are not ready.
+    """
 
-    def __init__(self, measures: Measures) -> None:
+    def __init__(self, measures: Measures, unready: Callable[[], list[str]] = list) -> None:
         self._measures = measures
+        self._unready = unready
         application = web.Application()
         application.add_routes(
             [
@@ -41,9 +46,11 @@ class ObservationServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        """Whether all objects are known. The one that waits for the Lease is ready to act, hence ready."""
+        """Whether all objects are known, and the webhook can answer. The one that waits for the Lease is
+        ready to act, hence ready.
+        """
         view = self._measures.view()
-        reasons = [] if view.complete else ["not all objects are known yet"]
+        reasons = [*([] if view.complete else ["not all objects are known yet"]), *self._unready()]
         body = {"ready": not reasons, "acting": view.acting, "reasons": reasons}
         return web.json_response(body, status=503 if reasons else 200)
 

@@ -31,6 +31,7 @@ from fairserve_operator.handlers.registration import registry
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.handlers.watching import watch
+from fairserve_operator.handlers.webhook import Webhook
 from fairserve_operator.options import Options
 
 _log = logging.getLogger(__name__)
@@ -50,16 +51,40 @@ async def run(
     await require_custom_resources(cluster, scope)
     memory.prepare()
     measures = Measures()
-    port = ObservationServer(measures)
     told = asyncio.Event()
+    webhook = _webhook(cluster, scope, options, measures, told.is_set)
+    port = ObservationServer(measures, list if webhook is None else webhook.unready)
     try:
         if options.listen is not None:
             await port.start(*options.listen)
+        if webhook is not None:
+            await webhook.start()
         _log.info("serving %s", ", ".join(name or "all namespaces" for name in scope))
         while not told.is_set():
-            await _operate(cluster, scope, options, allow_http_jwks, measures, told)
+            await _operate(cluster, scope, options, allow_http_jwks, measures, webhook, told)
     finally:
+        if webhook is not None:
+            await webhook.stop()
         await port.stop()
+
+
+def _webhook(
+    cluster: KubernetesClient,
+    scope: Scope,
+    options: Options,
+    measures: Measures,
+    leaving: Callable[[], bool],
+) -> Webhook | None:
+    if options.webhook is None:
+        return None
+    return Webhook(cluster, cluster.own_namespace, scope, options.webhook, measures, leaving)
+
+
+def _accompany(webhook: Webhook | None, store: Store, tasks: Tasks) -> None:
+    """Have the webhook go by this store, which is another one after all was forgotten."""
+    if webhook is not None:
+        webhook.pools.store = store
+        tasks.start(webhook.run(), "keep the certificate")
 
 
 async def _operate(
@@ -68,6 +93,7 @@ async def _operate(
     options: Options,
     allow_http_jwks: bool,
     measures: Measures,
+    webhook: Webhook | None,
     told: asyncio.Event,
 ) -> None:
     """Operate until told to stop, or until all must be forgotten and begun anew."""
@@ -121,6 +147,7 @@ async def _operate(
         tasks.start(memory.tend(loop.published), "tend memory")
         tasks.start(refresh.run(), "refresh keys")
         tasks.start(lookout.run(), "look for InferencePools")
+        _accompany(webhook, store, tasks)
         await loop.start()
         if candidate is not None:
             tasks.start(campaign(candidate), "campaign")

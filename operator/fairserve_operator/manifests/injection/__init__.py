@@ -40,7 +40,16 @@ from fairserve_operator.manifests.injection.probes import keep_meaning
 from fairserve_operator.manifests.injection.reading import Record, Template, read_record, read_template
 from fairserve_operator.manifests.injection.refusal import Refused, RefusedError
 
-__all__ = ["INJECT_LABEL", "Injected", "Refused", "Settings", "inject", "shows_vllm", "wanted_pool"]
+__all__ = [
+    "INJECT_LABEL",
+    "RECORD_ANNOTATION",
+    "Injected",
+    "Refused",
+    "Settings",
+    "inject",
+    "shows_vllm",
+    "wanted_pool",
+]
 
 INJECT_LABEL = "fairserve.dev/inject"
 RECORD_ANNOTATION = "fairserve.dev/injected"
