@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Mapping
@@ -107,6 +108,21 @@ class Node:
         """What a container has said since it started last."""
         return self.control_plane.kubectl("-n", namespace, "logs", pod, "-c", container)
 
+    def kill(self, pod: Mapping[str, Any], container: str, sign: signal.Signals) -> None:
+        """Signal a container's first process, past the kubelet; `pod` is as the API server has it."""
+        status = pod["status"]
+        statuses = [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
+        (identifier,) = [each["containerID"] for each in statuses if each["name"] == container]
+        command = [
+            "ctr",
+            f"--address={_SOCKET}",
+            "--namespace=k8s.io",
+            "tasks",
+            "kill",
+            f"--signal={sign.name}",
+        ]
+        subprocess.run([*command, identifier.removeprefix("containerd://")], check=True)
+
     def _process(self, name: str, *args: str | Path) -> Process:
         return Process(name, list(args), self.directory / f"{name}.log")
 
@@ -161,7 +177,7 @@ class Node:
 
     def _signal_dnsmasq(self) -> None:
         if self.dnsmasq.alive:
-            os.kill(self.dnsmasq.pid, 1)
+            os.kill(self.dnsmasq.pid, signal.SIGHUP)
 
     def _containerd_settings(self) -> Path:
         networks = self.directory / "networks"
