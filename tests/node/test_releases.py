@@ -34,6 +34,19 @@ def restart_vllm(cluster):
     cluster.rolled_out("vllm")
 
 
+def operators_are(cluster, version):
+    """Wait until replicas of another version are gone: a leaving one still answers the webhook for a moment,
+    over connections that the API server has open, and gives Pods its own version of the sidecar.
+    """
+
+    def alone():
+        items = cluster.get("pods", namespace=SYSTEM)["items"]
+        found = {each["image"].rpartition(":")[2] for pod in items for each in pod["spec"]["containers"]}
+        return found == {version}
+
+    poll(alone, 60.0, f"no operator but {version}")
+
+
 def versions(cluster):
     """Which versions of the operator and of the sidecar run."""
     operators = cluster.pods("app.kubernetes.io/component=operator", SYSTEM)
@@ -53,6 +66,7 @@ async def test_an_upgrade_costs_no_call(cluster):
 
     def story():
         cluster.install(*NEXT, command="upgrade")
+        operators_are(cluster, images.NEXT_VERSION)
         restart_vllm(cluster)
 
     await under_load(cluster, story)
@@ -62,6 +76,7 @@ async def test_an_upgrade_costs_no_call(cluster):
 async def test_a_rollback_costs_no_call(cluster):
     def story():
         cluster.helm("rollback", "fairserve", "1", "--namespace", SYSTEM, "--wait", "--timeout", "3m")
+        operators_are(cluster, images.VERSION)
         restart_vllm(cluster)
 
     await under_load(cluster, story)
