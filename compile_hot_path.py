@@ -30,6 +30,7 @@ DATA_PATH = {
         "matching",
         "messages",
         "metrics",
+        "naming",
         "proxy",
         "scheduled_call",
         "server",

@@ -84,7 +84,7 @@ class Load:
 
     def __init__(self, *, queued: int, flows: int, tenants: int) -> None:
         self.rng = random.Random(SEED)
-        self.scheduler = Scheduler(settings(tenants), random.Random(SEED))
+        self.scheduler = Scheduler(settings(tenants))
         self.flows = [(f"tenant-{n % tenants}", f"user-{n}") for n in range(flows)]
         self.names = list(APPLICATIONS)
         self.now = 0.0

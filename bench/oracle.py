@@ -6,7 +6,6 @@ traffic nobody is marked, and a heavy user under it may wait for ever.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -33,14 +32,12 @@ class WellBehavedFirst:
     only while the first has nothing waiting. What runs is not preempted.
     """
 
-    def __init__(
-        self, settings: Settings, rng: random.Random, good: Callable[[str], bool], discipline: Discipline
-    ) -> None:
+    def __init__(self, settings: Settings, good: Callable[[str], bool], discipline: Discipline) -> None:
         self.settings = settings
         self.armed = False
         self._good = good
-        self._first = Scheduler(settings, rng, discipline=discipline)
-        self._second = Scheduler(settings, rng, discipline=discipline)
+        self._first = Scheduler(settings, discipline=discipline)
+        self._second = Scheduler(settings, discipline=discipline)
         self._both = (self._first, self._second)
         self._of: dict[int, SchedulerLike] = {}  #: which one has a call that waits or runs
 

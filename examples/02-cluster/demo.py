@@ -2,11 +2,13 @@
 
 `make demo-cluster` builds or installs the parts (once; they are cached) and runs this. There is no kubelet:
 sidecars are processes on addresses in 127.0.0.0/8, and Pods that carry those addresses stand for them.
+`--engine emulator` takes the engine emulator for vLLM, which needs 6 GB to install and some time to start.
 Nothing is left running. Exits with 0 only if everything that it shows held.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -23,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "serving"), str(ROOT / "operator")]
 
 from fairserve.local.load import ClientClass, Load, summarise  # noqa: E402
 from tests.parts.controlplane import ControlPlane  # noqa: E402
-from tests.parts.process import poll  # noqa: E402
+from tests.parts.loopback import Client  # noqa: E402
+from tests.parts.process import Process, free_port, poll  # noqa: E402
 from tests.parts.prometheus import Prometheus  # noqa: E402
 from tests.parts.stack import Stack  # noqa: E402
 from tests.parts.vllm import MODEL, Vllm  # noqa: E402
@@ -44,7 +47,6 @@ NEVER_OVERLOADED = {
 }
 #: One vLLM takes about 3 GB and one core here.
 MEMORY_PER_ENGINE = 5 * 2**30
-MEASURE_S = 20.0
 
 console = Console()
 
@@ -96,7 +98,7 @@ async def measure(stack: Stack, seconds: float) -> float:
     return a / b
 
 
-async def shares(stack: Stack, checks: Checks) -> None:
+async def shares(stack: Stack, checks: Checks, seconds: float) -> None:
     """Both teams backlogged, then one patch."""
     console.rule("two teams, weights 3 and 1, both with work waiting")
     teams = [
@@ -110,7 +112,7 @@ async def shares(stack: Stack, checks: Checks) -> None:
         for load in (first, last):
             load.start(teams)
         await asyncio.sleep(5.0)
-        ratio = await measure(stack, MEASURE_S)
+        ratio = await measure(stack, seconds)
         checks.add("service A : B", "3.0 ± 15 %", f"{ratio:.2f}", 2.55 <= ratio <= 3.45)
         show(stack, "tenants.fairserve.dev")
         started = time.monotonic()
@@ -126,10 +128,9 @@ async def shares(stack: Stack, checks: Checks) -> None:
             '-p={"spec":{"weight":1}}',
         )
         await asyncio.to_thread(stack.wait_condition, "tenants", "team-a", "Programmed", "True")
-        seconds = time.monotonic() - started
-        console.print(f"  acknowledged by every sidecar after {seconds:.2f} s")
+        console.print(f"  acknowledged by every sidecar after {time.monotonic() - started:.2f} s")
         await asyncio.sleep(3.0)
-        ratio = await measure(stack, MEASURE_S)
+        ratio = await measure(stack, seconds)
         checks.add("service A : B after the patch", "1.0 ± 15 %", f"{ratio:.2f}", 0.85 <= ratio <= 1.15)
         for load in (first, last):
             await load.stop(drain_s=60.0)
@@ -138,7 +139,7 @@ async def shares(stack: Stack, checks: Checks) -> None:
     checks.add("calls lost", "0", str(failed), failed == 0)
 
 
-async def flood(stack: Stack, checks: Checks) -> None:
+async def flood(stack: Stack, checks: Checks, seconds: float) -> None:
     """One user of team B overloads the pool; agents and a quiet user carry on."""
     console.rule("one user of team B floods the pool; agents and a quiet user carry on")
     console.print(
@@ -185,7 +186,7 @@ async def flood(stack: Stack, checks: Checks) -> None:
         )
         show(stack, "servingpools.fairserve.dev")
         with console.status("the flood goes on under throttling"):
-            await asyncio.sleep(MEASURE_S)
+            await asyncio.sleep(seconds)
         await load.stop(drain_s=60.0)
         summary = {
             each.name: summarise(record for record in load.records if record.client_class == each.name)
@@ -216,31 +217,60 @@ def show(stack: Stack, what: str) -> None:
     console.print(stack.kubectl("get", what), highlight=False)
 
 
-def main() -> int:
-    checks = Checks()
+def start_engines(kind: str, running: ExitStack, directory: Path) -> list[str]:
+    """Start engines of this kind and return their URLs, one for each of two sidecars."""
+    if kind == "emulator":
+        urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+        for url in urls:
+            address = url.removeprefix("http://")
+            command = [sys.executable, "-m", "fairserve.cli", "emulator", "--listen", address]
+            command += ["--served-model-name", MODEL, "--max-num-seqs", "8", "--step-ms", "6"]
+            environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+            engine = Process("emulator", command, directory / f"{address}.log", env=environment)
+            running.enter_context(engine).wait_until(
+                lambda url=url: Client(url).answers("/health"),  # type: ignore[misc]
+                60.0,
+                "the emulator",
+            )
+        console.print("2 engine emulators: made-up text, real contention")
+        return urls
     count = engines()
+    note = "" if count == 2 else " (two sidecars share it: this machine has too few cores for two engines)"
+    with console.status(f"starting {count} vLLM on the CPU{note}, about half a minute each"):
+        vllms = [running.enter_context(Vllm(num_gpu_blocks=32, max_num_seqs=8)) for _ in range(count)]
+    console.print(f"{count} real vLLM on the CPU{note}")
+    return [vllms[number % count].url for number in range(2)]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=("vllm", "emulator"), default="vllm")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="how long each of three measurements takes"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    chosen = arguments()
+    checks = Checks()
     with ExitStack() as running, tempfile.TemporaryDirectory(prefix="fairserve-demo-") as folder:
         directory = Path(folder)
         with console.status("starting etcd, the API server and the controller manager"):
             control_plane = running.enter_context(ControlPlane())
             prometheus = running.enter_context(Prometheus())
-        note = (
-            "" if count == 2 else " (two sidecars share it: this machine has too few cores for two engines)"
-        )
-        with console.status(f"starting {count} vLLM on the CPU{note}, about half a minute each"):
-            vllms = [running.enter_context(Vllm(num_gpu_blocks=32, max_num_seqs=8)) for _ in range(count)]
-        console.print(f"{count} real vLLM on the CPU{note}")
+        urls = start_engines(chosen.engine, running, directory)
         with console.status("starting the operator and two sidecars"):
             stack = running.enter_context(Stack(control_plane, prometheus, "demo", directory))
             console.print("$ kubectl apply -f examples/01-two-teams   # ports and Prometheus of this machine")
             stack.apply_example(overload=NEVER_OVERLOADED)
-            for number in range(2):
-                stack.add_sidecar(vllms[number % count].url)
+            for url in urls:
+                stack.add_sidecar(url)
             for name in TEAMS:
                 stack.wait_condition("tenants", name, "Programmed", "True")
         show(stack, "tenants.fairserve.dev,applications.fairserve.dev,servingpools.fairserve.dev")
-        asyncio.run(shares(stack, checks))
-        asyncio.run(flood(stack, checks))
+        asyncio.run(shares(stack, checks, chosen.seconds))
+        asyncio.run(flood(stack, checks, chosen.seconds))
     console.print("everything that was started is stopped")
     return 0 if checks.report() else 1
 

@@ -240,8 +240,7 @@ def _validated(change: Difference, held: Held, edits: dict[str, _Edit]) -> Sched
             if edit is not None:
                 lists[ISSUERS].setdefault(issuer, before.lists[ISSUERS].get(issuer, b""))
                 lists[tenants_of(issuer)] = {
-                    value: canonical_json(value) + b":" + canonical_json(tenant)
-                    for value, tenant in edit.put.items()
+                    value: member_piece(value, tenant) for value, tenant in edit.put.items()
                 }
     except ValueError as error:
         raise DifferenceError(f"set, put: {error}") from error

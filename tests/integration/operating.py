@@ -95,6 +95,16 @@ INFERENCE_POOL_DEFINITION: dict[str, Any] = {
 }
 
 
+def custom(kind: str, name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A custom resource of ours."""
+    return {
+        "apiVersion": "fairserve.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
 def inference_pool(name: str, **labels: str) -> dict[str, Any]:
     """An InferencePool that selects these labels, for the sidecars' port."""
     return {

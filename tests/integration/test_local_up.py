@@ -5,13 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import signal
 import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,75 +15,12 @@ import openai
 import pytest
 
 from fairserve.local.load import ClientClass, Load, summarise
+from tests.integration.local_up import ENV, TWO_TEAMS, Up, command, edit, running_up
+from tests.parts.cache import REPOSITORY
 from tests.parts.loopback import Client
 from tests.parts.process import Process, free_port, group_members, poll
 
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "01-two-teams"
-ENV = {"PYTHONPATH": f"{ROOT / 'serving'}{os.pathsep}{ROOT / 'operator'}", "COLUMNS": "200"}
 KEY_A, KEY_B = "demo-key-of-team-a", "demo-key-of-team-b"
-EMULATOR = ("--", "--max-num-seqs", "16")
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "fairserve.cli", *map(str, arguments)]
-
-
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
-
-
-@dataclass
-class Up:
-    """A running `fairserve up`."""
-
-    process: Process
-    folder: Path
-    url: str
-    control_url: str
-
-    @property
-    def log(self) -> str:
-        return self.process.log.read_text()
-
-    def said(self, pattern: str) -> None:
-        """Wait until it has printed this."""
-        self.process.wait_until(lambda: re.search(pattern, self.log) is not None, 60, repr(pattern))
-
-    def state(self) -> dict:
-        found = re.search(r"cat (\S+control-token)", self.log)
-        assert found, self.log
-        return Client(self.control_url, token=Path(found[1]).read_text()).json("GET", "/state")
-
-    def service(self) -> dict[str, float]:
-        return {tenant["name"]: tenant["service"] for tenant in self.state()["tenants"]}
-
-    def children(self) -> list[int]:
-        return [
-            int(e.name)
-            for e in Path("/proc").iterdir()
-            if e.name.isdigit() and _parent(e) == self.process.pid
-        ]
-
-
-def _parent(entry: Path) -> int | None:
-    try:
-        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
-
-
-@contextmanager
-def running_up(tmp_path: Path, *options: str, engine: tuple[str, ...] = EMULATOR) -> Iterator[Up]:
-    folder = Path(shutil.copytree(EXAMPLE, tmp_path / "manifests"))
-    port, control = free_port(), free_port()
-    arguments = command("up", "-f", folder, "--port", port, "--control-port", control, *options, *engine)
-    with Process("up", arguments, tmp_path / "up.log", env=ENV) as process:
-        up = Up(process, folder, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{control}")
-        up.said("Ctrl-C stops everything")
-        yield up
 
 
 @pytest.fixture
@@ -264,21 +196,24 @@ def test_a_query_is_put_to_the_prometheus_that_is_named(tmp_path):
     ("arguments", "says"),
     [
         (["up", "-f", "/nowhere"], "/nowhere: no such file or folder"),
-        (["up", "-f", ROOT / "tests" / "unit"], "no well-formed ServingPool"),
-        (["up", "-f", EXAMPLE, "--pool", "x"], "no ServingPool 'x'; it has llm"),
-        (["up", "-f", EXAMPLE, "--engine", "gpu"], "'gpu' is not emulator, vllm or a URL"),
-        (["up", "-f", EXAMPLE, "--engine", "vllm"], "needs --model"),
-        (["up", "-f", EXAMPLE, "--engine", "http://127.0.0.1:9", "--model", "x"], "need an engine to start"),
-        (["up", "-f", EXAMPLE, "--engine", "https://127.0.0.1:9"], "is not http://HOST:PORT"),
-        (["up", "-f", EXAMPLE, "--engine", "http://127.0.0.1:9/v2"], "has more than host and port"),
-        (["up", "-f", EXAMPLE, "--engine", "http://127.0.0.1:9", "--engine-timeout", 1], "after 1 s"),
+        (["up", "-f", REPOSITORY / "tests" / "unit"], "no well-formed ServingPool"),
+        (["up", "-f", TWO_TEAMS, "--pool", "x"], "no ServingPool 'x'; it has llm"),
+        (["up", "-f", TWO_TEAMS, "--engine", "gpu"], "'gpu' is not emulator, vllm or a URL"),
+        (["up", "-f", TWO_TEAMS, "--engine", "vllm"], "needs --model"),
         (
-            ["up", "-f", EXAMPLE, "--host", "999.1.1.1", "--port", 0],
+            ["up", "-f", TWO_TEAMS, "--engine", "http://127.0.0.1:9", "--model", "x"],
+            "need an engine to start",
+        ),
+        (["up", "-f", TWO_TEAMS, "--engine", "https://127.0.0.1:9"], "is not http://HOST:PORT"),
+        (["up", "-f", TWO_TEAMS, "--engine", "http://127.0.0.1:9/v2"], "has more than host and port"),
+        (["up", "-f", TWO_TEAMS, "--engine", "http://127.0.0.1:9", "--engine-timeout", 1], "after 1 s"),
+        (
+            ["up", "-f", TWO_TEAMS, "--host", "999.1.1.1", "--port", 0],
             "--host: nothing can listen on 999.1.1.1",
         ),
-        (["up", "-f", EXAMPLE, "--engine-python", "python"], "--engine-python is for --engine vllm"),
-        (["up", EXAMPLE], "the folder is given with -f"),
-        (["demo", "-f", ROOT / "tests" / "unit"], "no well-formed ServingPool"),
+        (["up", "-f", TWO_TEAMS, "--engine-python", "python"], "--engine-python is for --engine vllm"),
+        (["up", TWO_TEAMS], "the folder is given with -f"),
+        (["demo", "-f", REPOSITORY / "tests" / "unit"], "no well-formed ServingPool"),
     ],
 )
 def test_what_cannot_be_run_is_named(tmp_path, arguments, says):
@@ -290,7 +225,7 @@ def test_an_environment_without_vllm_says_how_to_get_it(tmp_path):
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
     engine = ("--engine", "vllm", "--model", "m", "--engine-python", bare)
-    said = failure(tmp_path, "up", "-f", EXAMPLE, "--port", 0, "--control-port", 0, *engine)
+    said = failure(tmp_path, "up", "-f", TWO_TEAMS, "--port", 0, "--control-port", 0, *engine)
     assert "pip install 'fairserve[vllm]'" in said
     assert "--engine-python" in said
 
@@ -300,7 +235,7 @@ def test_a_taken_port_is_named_with_its_option(tmp_path):
         taken.bind(("127.0.0.1", free_port()))
         taken.listen()
         port = taken.getsockname()[1]
-        said = failure(tmp_path, "up", "-f", EXAMPLE, "--control-port", port, "--port", free_port())
+        said = failure(tmp_path, "up", "-f", TWO_TEAMS, "--control-port", port, "--port", free_port())
     assert f"port {port} of 127.0.0.1 is taken; choose another with --control-port" in said
 
 

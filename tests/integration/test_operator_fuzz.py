@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.integration.agreement import untrue_statuses
-from tests.integration.operating import Place, operator_process, until
+from tests.integration.operating import Place, custom, operator_process, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import DeadlineError
 from tests.property.fuzz_manifests import KINDS, odd_values, specs
@@ -56,14 +56,8 @@ def test_what_the_api_server_accepts_is_told_the_truth(place: Place, tmp_path: P
         nonlocal refused
         kind, spec = made
         name = f"fuzz-{len(accepted) + refused}"
-        body = {
-            "apiVersion": "fairserve.dev/v1alpha1",
-            "kind": kind,
-            "metadata": {"name": name},
-            "spec": spec,
-        }
         try:
-            place.control_plane.request("POST", place.path(KINDS[kind], ""), body)
+            place.control_plane.request("POST", place.path(KINDS[kind], ""), custom(kind, name, spec))
             accepted[f"{kind} {name}"] = json.dumps(spec)[:SHOWN]
         except urllib.error.HTTPError as problem:
             if problem.code not in (400, 422):
@@ -72,17 +66,7 @@ def test_what_the_api_server_accepts_is_told_the_truth(place: Place, tmp_path: P
 
     # Named so that it is the oldest also of those made within the same second: nobody takes its Pods.
     pool = {"selector": {"matchLabels": {"its": "own"}}, "sidecar": {"controlPort": place.control_port}}
-    for kind, name, spec in (("ServingPool", "0", pool), ("Tenant", "0", {"weight": 1})):
-        place.apply(
-            [
-                {
-                    "apiVersion": "fairserve.dev/v1alpha1",
-                    "kind": kind,
-                    "metadata": {"name": name},
-                    "spec": spec,
-                }
-            ]
-        )
+    place.apply([custom("ServingPool", "0", pool), custom("Tenant", "0", {"weight": 1})])
     sidecar = place.pod("a", {"its": "own"})
     with operator_process(
         place.control_plane.kubeconfig, tmp_path / "log", "-n", place.namespace

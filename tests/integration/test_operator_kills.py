@@ -15,7 +15,7 @@ import pytest
 
 from tests.fakes.sidecar_control import SidecarControl
 from tests.integration.agreement import disagreements
-from tests.integration.operating import Place, operator_process, until
+from tests.integration.operating import Place, custom, operator_process, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import DeadlineError
 
@@ -144,12 +144,7 @@ class Changing:
         return f"{what}-{self._made}"
 
     def _post(self, plural: str, kind: str, name: str, spec: dict[str, Any]) -> None:
-        body = {
-            "apiVersion": "fairserve.dev/v1alpha1",
-            "kind": kind,
-            "metadata": {"name": name},
-            "spec": spec,
-        }
+        body = custom(kind, name, spec)
         self._place.control_plane.request("POST", self._place.path(plural, ""), body)
 
     def _put_secret(self, name: str) -> None:

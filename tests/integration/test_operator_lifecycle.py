@@ -157,6 +157,7 @@ def test_goes_on_after_the_api_server_was_away(
         (("--listen", "8080"), "must be HOST:PORT"),
         (("--leader-elect", "--lease-name", "a/b"), "--lease-name a/b: not a name"),
         (("--lease-namespace", "a"), "--lease-namespace needs --leader-elect"),
+        (("--webhook", "127.0.0.1:9443"), "--webhook needs --webhook-service"),
     ],
 )
 def test_what_it_cannot_run_with_is_said_in_a_sentence(

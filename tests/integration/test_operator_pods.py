@@ -13,7 +13,7 @@ import pytest
 
 from tests.fakes.prometheus import FakePrometheus
 from tests.fakes.sidecar_control import SidecarControl, Twist
-from tests.integration.operating import Place, until
+from tests.integration.operating import Place, custom, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
 
@@ -115,17 +115,7 @@ def pods(api: ControlPlane, everywhere: Process) -> Iterator[Pods]:
         place = Place(api, "failing-pods", stack)
         prometheus = stack.enter_context(FakePrometheus())
         spec["overload"]["prometheus"] = {"url": prometheus.url}  # type: ignore[index]
-        place.apply(
-            [
-                {
-                    "apiVersion": "fairserve.dev/v1alpha1",
-                    "kind": kind,
-                    "metadata": {"name": name},
-                    "spec": its,
-                }
-                for kind, name, its in (("ServingPool", "llm", spec), ("Tenant", "team", {"weight": 1}))
-            ]
-        )
+        place.apply([custom("ServingPool", "llm", spec), custom("Tenant", "team", {"weight": 1})])
         yield Pods(place)
 
 

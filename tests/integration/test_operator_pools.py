@@ -11,6 +11,7 @@ import pytest
 from tests.integration.operating import (
     INFERENCE_POOL_DEFINITION,
     Place,
+    custom,
     inference_pool,
     install_inference_pools,
     until,
@@ -26,8 +27,7 @@ def place(api: ControlPlane, namespace: str, everywhere: Process) -> Iterator[Pl
 
 
 def serving_pool(name: str, **spec: Any) -> dict[str, Any]:
-    manifest = {"apiVersion": "fairserve.dev/v1alpha1", "kind": "ServingPool", "metadata": {"name": name}}
-    return {**manifest, "spec": spec}
+    return custom("ServingPool", name, spec)
 
 
 def reason(place: Place, name: str, type_: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.fakes.prometheus import Answer, FakePrometheus, number, result
-from tests.integration.operating import Place, until
+from tests.integration.operating import Place, custom, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
 
@@ -79,18 +79,7 @@ def pool(api: ControlPlane, everywhere: Process) -> Iterator[Pool]:
                 "signals": [{"name": "mine", "query": "up", "threshold": 100}],
             },
         }
-        named = (("ServingPool", "llm", spec), ("Tenant", "team", {"weight": 1}))
-        place.apply(
-            [
-                {
-                    "apiVersion": "fairserve.dev/v1alpha1",
-                    "kind": kind,
-                    "metadata": {"name": name},
-                    "spec": its,
-                }
-                for kind, name, its in named
-            ]
-        )
+        place.apply([custom("ServingPool", "llm", spec), custom("Tenant", "team", {"weight": 1})])
         made = Pool(place, prometheus)
         made.changed()
         yield made

@@ -16,7 +16,7 @@ from jwt.algorithms import ECAlgorithm
 
 from fairserve.config import key_digest
 from tests.fakes.prometheus import Answer, FakePrometheus, number
-from tests.integration.operating import Place, until
+from tests.integration.operating import Place, custom, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
 
@@ -140,17 +140,7 @@ def keys(api: ControlPlane, everywhere: Process) -> Iterator[Keys]:
             ("Tenant", "by-token", {"identity": [{"jwt": token}]}),
             ("Tenant", "other", {"weight": 1, "identity": [{"apiKey": {"secretRef": ref["other"]}}]}),
         )
-        place.apply(
-            [
-                {
-                    "apiVersion": "fairserve.dev/v1alpha1",
-                    "kind": kind,
-                    "metadata": {"name": name},
-                    "spec": its,
-                }
-                for kind, name, its in named
-            ]
-        )
+        place.apply([custom(*each) for each in named])
         made.until_well()
         yield made
 

@@ -19,7 +19,7 @@ from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.identity import IdentityTable, Memory
 from fairserve.sidecar.refusals import Problem
 from tests.fakes.sidecar_control import SidecarControl
-from tests.integration.operating import Place, install_custom_resources, operator_process, until
+from tests.integration.operating import Place, custom, install_custom_resources, operator_process, until
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane
 from tests.parts.process import Process
@@ -82,10 +82,6 @@ def place(control_plane: ControlPlane, namespace: str) -> Iterator[Place]:
 
 def operator(place: Place, log: Path, *options: str) -> Process:
     return operator_process(place.control_plane.kubeconfig, log, f"--namespace={place.namespace}", *options)
-
-
-def custom(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": "fairserve.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def pool() -> dict[str, Any]:

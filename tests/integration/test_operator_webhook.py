@@ -18,6 +18,7 @@ from tests.integration.operating import Place, install_custom_resources, until
 from tests.integration.webhooks import LABELLED, Balancer, Cluster, Replica, creating, sidecar
 from tests.parts.cache import REPOSITORY
 from tests.parts.controlplane import ControlPlane, KubectlError
+from tests.parts.process import free_port
 
 SHAPES = REPOSITORY / "tests" / "unit" / "operator" / "shapes"
 NAMESPACE = "webhook-test"
@@ -47,7 +48,6 @@ def installed(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFact
     install_custom_resources(control_plane)
     control_plane.create_namespace(NAMESPACE)
     folder = tmp_path_factory.mktemp("webhook")
-    ports = []
     with ExitStack() as stack:
         control_plane.kubectl(
             "apply", "-n", NAMESPACE, "-f", REPOSITORY / "examples" / "operator" / "rbac.yaml"
@@ -79,9 +79,9 @@ def installed(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFact
             )
             for name in ("one", "two")
         ]
-        ports = [each.webhook_port for each in replicas]
-        balancer = stack.enter_context(Balancer(ports))
-        cluster = Cluster(control_plane, NAMESPACE, balancer.port)
+        port = free_port()
+        stack.enter_context(Balancer(replicas, port))
+        cluster = Cluster(control_plane, NAMESPACE, port)
         control_plane.apply(cluster.manifest("rbac-webhook.yaml"))
         cluster.install()
         stack.callback(control_plane.request, "DELETE", f"/api/v1/namespaces/{NAMESPACE}")
@@ -107,7 +107,13 @@ def test_pods_that_a_deployment_makes_have_the_sidecar(installed: Installed) -> 
     labelled = installed.kubectl("patch", "--local", "-o", "json", "-p", patch, "-f", "-", stdin=deployment)
     installed.kubectl("apply", "-f", "-", stdin=labelled)
     path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=fairserve.dev/inject=llm"
-    (pod, *_) = until(lambda: cluster.control_plane.request("GET", path)["items"], "a Pod")
+    wanted = json.loads(labelled)["spec"].get("replicas", 1)
+
+    def pods() -> list[dict[str, Any]] | None:
+        items = cluster.control_plane.request("GET", path)["items"]
+        return items if len(items) == wanted else None
+
+    (pod, *_) = until(pods, "all Pods")
     injected = sidecar(pod)
     assert injected is not None
     assert injected["image"] == "sidecar:7"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import itertools
 import json
 import socket
@@ -24,49 +25,6 @@ from tests.parts.process import Process, free_port
 
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 EXAMPLES = REPOSITORY / "examples" / "operator"
-
-
-class Balancer:
-    """What a Service is to the API server: one address, and behind it whoever takes connections, in turn."""
-
-    def __init__(self, ports: Sequence[int]) -> None:
-        self.port = free_port()
-        self._ports = itertools.cycle(ports)
-        self._count = len(ports)
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # It is closed.
-            while True:
-                threading.Thread(target=self._carry, args=self._listener.accept()[:1], daemon=True).start()
-
-    def _carry(self, client: socket.socket) -> None:
-        for _ in range(self._count):
-            with contextlib.suppress(OSError):
-                server = socket.create_connection(("127.0.0.1", next(self._ports)))
-                break
-        else:
-            client.close()
-            return
-        threading.Thread(target=_pass, args=(server, client), daemon=True).start()
-        _pass(client, server)
-
-
-def _pass(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            target.sendall(data)
-    for each in (source, target):
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
-        each.close()
 
 
 class Replica:
@@ -112,6 +70,62 @@ class Replica:
         return Client(
             f"https://127.0.0.1:{self.webhook_port}", tls=ssl.create_default_context(cadata=ca_bundle)
         )
+
+
+class Balancer:
+    """What a Service is to the API server: one address, and behind it the replicas that were ready when they
+    were asked last, in turn. Whoever is sent to one that isn't there any more has bad luck, as in a cluster.
+    """
+
+    def __init__(self, replicas: Sequence[Replica], port: int) -> None:
+        self._replicas = replicas
+        self._turn = itertools.count()
+        self._ready: set[int] = set()
+        self._ended = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", port))
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        for replica in self._replicas:
+            threading.Thread(target=self._probe, args=(replica,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._listener.close()
+
+    def _probe(self, replica: Replica) -> None:
+        while not self._ended.wait(0.2):
+            ready = False
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                ready = bool(replica.state()["ready"])
+            (self._ready.add if ready else self._ready.discard)(replica.webhook_port)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # It is closed.
+            while True:
+                threading.Thread(target=self._carry, args=self._listener.accept()[:1], daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        ports = sorted(self._ready)
+        try:
+            port = ports[next(self._turn) % len(ports)] if ports else 0
+            server = socket.create_connection(("127.0.0.1", port))
+        except OSError:
+            client.close()
+            return
+        threading.Thread(target=_pass, args=(server, client), daemon=True).start()
+        _pass(client, server)
+
+
+def _pass(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for each in (source, target):
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+        each.close()
 
 
 class Cluster:

@@ -41,6 +41,8 @@ class Helm:
         self._environment = {
             **os.environ,
             **{f"HELM_{kind}_HOME": str(directory / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")},
+            # It ends before collecting what it leaves would pay: a quarter of the time.
+            "GOGC": "off",
             # Without a cluster a mistaken command must not find somebody's.
             "KUBECONFIG": str(kubeconfig or directory / "no-kubeconfig"),
         }

@@ -46,8 +46,8 @@ def inflight_bound(slots, lightest):
 class NoRestraint:
     """The do-nothing scheduler: whatever arrives goes to the engine at once. A second negative control."""
 
-    def __init__(self, settings, rng):
-        self._scheduler = SCHEDULERS["FCFS"](settings, rng)
+    def __init__(self, settings):
+        self._scheduler = SCHEDULERS["FCFS"](settings)
         self.running = 0
 
     def __getattr__(self, name):
@@ -60,7 +60,7 @@ class Drive:
     def __init__(self, name, settings, seed, *, slots=4):
         self.rng = random.Random(seed)
         make = NoRestraint if name == "NoRestraint" else SCHEDULERS[name]
-        self.scheduler = make(settings, random.Random(seed))
+        self.scheduler = make(settings)
         self.slots = 10**9 if name == "NoRestraint" else slots
         self.calls = {}
         #: How long each call's answer will be.

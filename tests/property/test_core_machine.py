@@ -7,7 +7,6 @@ and what is settled. They must equal the scheduler's counters to the last unit a
 import dataclasses
 import json
 import math
-import random
 from types import MappingProxyType
 
 import pytest
@@ -121,7 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(discipline=disciplines, policy=policies, weights=weights)
     def start(self, policy, weights, discipline=None):
         self.fixed = discipline
-        self.scheduler = Scheduler(make_settings(policy, weights), random.Random(0), discipline)
+        self.scheduler = Scheduler(make_settings(policy, weights), discipline)
 
     @rule(
         tenant=st.sampled_from(TENANTS),
@@ -272,7 +271,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.books.clear()
         self.waiting.clear()
         armed, settings = self.scheduler.armed, self.scheduler.settings
-        self.scheduler = Scheduler(settings, random.Random(1), self.fixed)
+        self.scheduler = Scheduler(settings, self.fixed)
         self.scheduler.set_armed(armed)
         self.now += 1_000.0
         self.scheduler.restore(kept, self.now)

@@ -1,6 +1,5 @@
 """What clients are promised: who is admitted is not cut, and who waits as long as told is let in."""
 
-import random
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -70,7 +69,7 @@ TWO_IN_A_ROW = [(0.0, "a", "u", None), (1.0, "a", "u", None)]
 @given(chosen=policies(), start=moments, arrivals=arrivals)
 @example(chosen=ONE_EACH, start=0.0, arrivals=TWO_IN_A_ROW)
 def test_a_retry_after_retry_after_is_admitted(chosen, start, arrivals):
-    scheduler = Scheduler(chosen, random.Random(0))
+    scheduler = Scheduler(chosen)
     scheduler.set_armed(True)
     now = start
     for call_id, (gap_s, tenant, user, interaction) in enumerate(arrivals):
@@ -89,7 +88,7 @@ def test_a_retry_after_retry_after_is_admitted(chosen, start, arrivals):
 @example(chosen=ONE_EACH, start=0.0, arrivals=[(0.0, "a", "u", "i"), (1.0, "a", "u", "i")])
 def test_an_admitted_interaction_is_never_refused(chosen, start, arrivals):
     """The test keeps its own book of what is open: within its rules, begun by an admitted call."""
-    scheduler = Scheduler(chosen, random.Random(0))
+    scheduler = Scheduler(chosen)
     scheduler.set_armed(True)
     rules = chosen.applications["chat"].interaction
     book = {}
@@ -127,7 +126,7 @@ def test_an_admitted_interaction_is_never_refused(chosen, start, arrivals):
 def test_a_hold_refuses_all_beginnings_and_no_continuation(chosen, arrivals, held_after, armed):
     """Beside it runs a scheduler without the hold, given only what it lets through: that is the oracle."""
     held = replace(chosen, tenants=MappingProxyType({**chosen.tenants, "a": HELD}))
-    scheduler, free = Scheduler(chosen, random.Random(0)), Scheduler(chosen, random.Random(0))
+    scheduler, free = Scheduler(chosen), Scheduler(chosen)
     scheduler.set_armed(armed)
     free.set_armed(armed)
     now = 0.0
@@ -141,7 +140,7 @@ def test_a_hold_refuses_all_beginnings_and_no_continuation(chosen, arrivals, hel
         if isinstance(decision, Refused) and decision.refusal.reason is RefusalReason.TENANT_HELD:
             assert tenant == "a"
             assert call_id >= held_after
-            asked = Scheduler(free.settings, random.Random(0))
+            asked = Scheduler(free.settings)
             asked.restore(free.snapshot(now), now)
             would_be = asked.enqueue(call, now)
             assert isinstance(would_be, Refused) or would_be.begins_interaction
@@ -159,7 +158,7 @@ def test_a_hold_refuses_all_beginnings_and_no_continuation(chosen, arrivals, hel
 @given(chosen=policies(), arrivals=arrivals)
 @example(chosen=ONE_EACH, arrivals=TWO_IN_A_ROW)
 def test_before_overload_nobody_is_refused(chosen, arrivals):
-    scheduler = Scheduler(chosen, random.Random(0))
+    scheduler = Scheduler(chosen)
     now = 0.0
     for call_id, (gap_s, tenant, user, interaction) in enumerate(arrivals):
         now += gap_s / 100.0
@@ -174,7 +173,7 @@ def test_before_overload_nobody_is_refused(chosen, arrivals):
 )
 def test_every_scheduler_conserves_work(name, plan):
     """If anything waits, something is dispatched; and each queued call is dispatched once."""
-    scheduler = SCHEDULERS[name](Settings(), random.Random(0))
+    scheduler = SCHEDULERS[name](Settings())
     queued, dispatched = set(), []
     for call_id, (tenant, user, serve) in enumerate(plan):
         if isinstance(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,33 +256,19 @@ class KubernetesClient:
 
         Raises NotFoundError where the kind is not installed.
         """
-        items: list[Mapping[str, Any]] = []
-        query = {"limit": str(_PAGE)}
-        what = "list of inferencepools" + (f" in {namespace}" if namespace else "")
-        while True:
-            page = await self._call("GET", INFERENCE_POOL.path(namespace), what, query=query)
-            items += page.get("items") or ()
-            token = page["metadata"].get("continue")
-            if not token:
-                return items
-            query = query | {"continue": token}
+        pages = self._pages(INFERENCE_POOL, namespace)
+        return [item async for page in pages for item in page.get("items") or ()]
 
     async def census(self, kind: str, namespace: str | None, field_selector: str = "") -> Census:
         """Who exists; only their metadata travels. `namespace` None means all."""
         objects: dict[tuple[str, str], str] = {}
-        query = {"limit": str(_PAGE)} | ({"fieldSelector": field_selector} if field_selector else {})
-        what = f"list of {KINDS[kind].plural}" + (f" in {namespace}" if namespace else "")
-        while True:
-            page = await self._call(
-                "GET", KINDS[kind].path(namespace), what, accept=_METADATA_ONLY, query=query
-            )
+        version = ""
+        async for page in self._pages(KINDS[kind], namespace, _METADATA_ONLY, field_selector):
+            version = page["metadata"]["resourceVersion"]
             for item in page.get("items") or ():
                 metadata = item["metadata"]
                 objects[metadata["namespace"], metadata["name"]] = metadata["resourceVersion"]
-            token = page["metadata"].get("continue")
-            if not token:
-                return Census(page["metadata"]["resourceVersion"], objects)
-            query = query | {"continue": token}
+        return Census(version, objects)
 
     async def latest_version(self, kind: str, namespace: str | None) -> int:
         """The resource version of the list of a kind at this moment; hardly anything of it travels."""
@@ -295,6 +281,20 @@ class KubernetesClient:
         for threads in (self._threads, self._lease_threads):
             threads.shutdown(wait=True, cancel_futures=True)
         self._api.rest_client.pool_manager.clear()
+
+    async def _pages(
+        self, kind: Kind, namespace: str | None, accept: str = _JSON, field_selector: str = ""
+    ) -> AsyncIterator[dict[str, Any]]:
+        """The list of a kind, page by page."""
+        query = {"limit": str(_PAGE)} | ({"fieldSelector": field_selector} if field_selector else {})
+        what = f"list of {kind.plural}" + (f" in {namespace}" if namespace else "")
+        while True:
+            page = await self._call("GET", kind.path(namespace), what, accept=accept, query=query)
+            yield page
+            token = page["metadata"].get("continue")
+            if not token:
+                return
+            query = query | {"continue": token}
 
     async def _call(
         self,

@@ -112,10 +112,10 @@ class Connection:
 
     def _made(self, source: Source) -> PrometheusConnect | Reading:
         """Put the library together, or tell what of the source it can't work with."""
-        # The source is what users wrote: whatever a library raises for it is told to them, and ends nothing.
+        # The source is what users wrote: what is wrong with it is told to them, and ends nothing.
         try:
-            transport = _Transport(source)
-        except Exception:  # noqa: BLE001
+            context = _tls(source)
+        except (ssl.SSLError, OverflowError, TypeError, ValueError):
             return Reading(None, "the CA is not a certificate in PEM", "ca")
         headers = {"Authorization": source.authorization} if source.authorization else None
         self._session.verify = source.verify
@@ -124,10 +124,10 @@ class Connection:
         self._session.auth = _as_it_is
         try:
             api = PrometheusConnect(url=source.url, headers=headers, session=self._session)
-        except Exception:  # noqa: BLE001
+        except ValueError:
             return Reading(None, f"{source.url} is not a URL", "url")
         # The library has just mounted one of its own, whose retries add up to tens of seconds.
-        self._session.mount(source.url, transport)
+        self._session.mount(source.url, _Transport(source, context))
         return api
 
     async def query(self, promql: str, timeout_s: float) -> Reading:
@@ -238,8 +238,8 @@ class _Transport(HTTPAdapter):
     whatever comes in memory.
     """
 
-    def __init__(self, source: Source) -> None:
-        self._context = _tls(source)
+    def __init__(self, source: Source, context: ssl.SSLContext | None) -> None:
+        self._context = context
         self._secrets = source.secrets
         self._who = "the credentials" if source.authorization else "a caller without credentials"
         # read=False: a late answer is a time-out, not the end of retries.
@@ -306,7 +306,11 @@ class _Transport(HTTPAdapter):
 
 
 def _tls(source: Source) -> ssl.SSLContext | None:
-    """Whom to believe; None for the image's authorities. Raises for a bad CA, not SSLError alone."""
+    """Whom to believe; None for the image's authorities. Raises for a bad CA.
+
+    SSLError where a certificate can't be read, TypeError where it isn't ASCII, ValueError and OverflowError
+    where it is empty or endless.
+    """
     if not source.verify:
         # Whoever asked for it has been told; a warning for each query tells nobody.
         urllib3.disable_warnings(InsecureRequestWarning)

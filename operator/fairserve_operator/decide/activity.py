@@ -66,21 +66,17 @@ def read_report(state: Mapping[str, Any]) -> Report:
 
 
 class Tally:
-    """Sums of what sidecars tell, each counted once."""
+    """Sums of what sidecars tell."""
 
     def __init__(self) -> None:
-        self.heard: set[str] = set()  #: who has told
         self._service: dict[str, float] = {}
         self._refused: dict[str, int] = {}
         self._users: dict[str, int] = {}
         self._profiles: dict[str, list[Profile]] = {}
         self._window = 0
 
-    def add(self, who: str, report: Report) -> None:
-        """Count what somebody tells, unless he is counted already."""
-        if who in self.heard:
-            return
-        self.heard.add(who)
+    def add(self, report: Report) -> None:
+        """Count what somebody tells."""
         for tenant, given in report.service.items():
             self._service[tenant] = self._service.get(tenant, 0.0) + given
         for tenant, count in report.refused.items():
@@ -100,8 +96,8 @@ class Tally:
 def combined(reports: Iterable[Report]) -> Report:
     """Several reports in one."""
     tally = Tally()
-    for number, report in enumerate(reports):
-        tally.add(str(number), report)
+    for report in reports:
+        tally.add(report)
     return tally.report()
 
 

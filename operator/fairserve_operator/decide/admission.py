@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, NoReturn
@@ -25,6 +25,8 @@ from fairserve_operator.manifests.injection import (
 )
 
 API_VERSION = "admission.k8s.io/v1"
+
+_DEFAULT_CONTROL_PORT = Settings("-").control_port
 
 
 class Outcome(StrEnum):
@@ -68,6 +70,8 @@ class Pool:
     """What is known of the ServingPool that a Pod asks for."""
 
     control_port: int | None  #: None: there is no such ServingPool
+    #: That Pods of the pool have; empty where an InferencePool says which.
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,17 @@ class Answer:
     outcome: Outcome
     body: dict[str, Any]  #: an AdmissionReview
     message: str = ""  #: why it is refused
+
+
+def read_pool(spec: Mapping[str, Any]) -> Pool:
+    """What a ServingPool's spec says, be it accepted or not."""
+    sidecar, selector = spec.get("sidecar"), spec.get("selector")
+    port = sidecar.get("controlPort") if isinstance(sidecar, Mapping) else None
+    labels = selector.get("matchLabels") if isinstance(selector, Mapping) else None
+    return Pool(
+        port if isinstance(port, int) and 0 < port < 65536 else _DEFAULT_CONTROL_PORT,
+        labels if isinstance(labels, Mapping) else {},
+    )
 
 
 def read_review(body: bytes) -> Request | BadReview:
@@ -139,6 +154,14 @@ def answer(request: Request, pool_name: str, pool: Pool | NoPool, settings: Sett
             return _denied(Outcome.REFUSED, request, HTTPStatus.BAD_REQUEST, str(refused))
         case Injected(template=template, notes=notes):
             pass
+    labels = template["metadata"]["labels"]
+    missing = {name: value for name, value in pool.labels.items() if labels.get(name) != value}
+    if missing:
+        words = ", ".join(f"{name}: {value}" for name, value in sorted(missing.items()))
+        warnings.append(
+            f"metadata.labels: ServingPool {request.namespace}/{pool_name} selects Pods with {words}, which "
+            "this one hasn't: its sidecar will never hear of changes or of overload"
+        )
     warnings += notes
     operations = difference(request.pod, template)
     if not _has_sidecar(request.pod):

@@ -13,6 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
+from fairserve.config import key_digest
+
 Made = TypeVar("Made")
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -105,6 +107,13 @@ class SecretProblem(StrEnum):
 
 #: A longer header is refused by most that stand between a caller and its sidecar.
 LONGEST_CREDENTIAL = 8192
+
+
+def credential_digest(credential: str | SecretProblem, salt: str) -> str | SecretProblem:
+    """The keyed digest by which a caller's credential is known, or why there is none."""
+    if isinstance(credential, SecretProblem):
+        return credential
+    return key_digest(salt, credential) if can_be_sent(credential) else SecretProblem.MALFORMED
 
 
 def can_be_sent(credential: str) -> bool:

@@ -104,11 +104,9 @@ def overlaps(claims: Sequence[Claim], pods: Callable[[], Iterable[Labelled]]) ->
         return {}
     shared: dict[tuple[int, int], list[str]] = {}  # winner and loser
     for name, labels in pods():
-        winner, *losers = [i for i, claim in enumerate(claims) if claim.labels.items() <= labels.items()] or [
-            0
-        ]
-        for loser in losers:
-            shared.setdefault((winner, loser), []).append(name)
+        claimants = [i for i, claim in enumerate(claims) if claim.labels.items() <= labels.items()]
+        for loser in claimants[1:]:
+            shared.setdefault((claimants[0], loser), []).append(name)
     found: dict[ObjectKey, Overlap] = {}
     for (winner, loser), names in sorted(shared.items()):
         has, lacks, pod = claims[winner], claims[loser], min(names)

@@ -159,11 +159,19 @@ class CertificateKeeper:
     async def _publish(self, configuration: Mapping[str, Any], keys: Keys) -> Mapping[str, Any]:
         """The configuration, after its `caBundle` was brought up to date."""
         operations = trust_patch(configuration, b"".join(each.pem for each in keys.trusted))
-        if not operations:
-            return configuration
-        written = await self._cluster.patch_webhook_configuration(self._own.configuration, operations)
-        _log.info("MutatingWebhookConfiguration %s: wrote caBundle", self._own.configuration)
-        return written.body
+        if operations:
+            name = self._own.configuration
+            try:
+                written = await self._cluster.patch_webhook_configuration(name, operations)
+            except ConflictError:
+                raise
+            except ApiServerError as problem:
+                self._complain("caBundle", str(problem))
+                return configuration
+            _log.info("MutatingWebhookConfiguration %s: wrote caBundle", name)
+            configuration = written.body
+        self._complain("caBundle", "")
+        return configuration
 
     def _serve(self, configuration: Mapping[str, Any] | ApiServerError | None, keys: Keys) -> None:
         if isinstance(configuration, Mapping):

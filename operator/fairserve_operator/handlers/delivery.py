@@ -14,8 +14,7 @@ import asyncio
 import gzip
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,17 +31,12 @@ from fairserve_operator.clients.sidecars import (
 from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.status import PodAck
 from fairserve_operator.handlers.contracts import Clock, Sidecars
+from fairserve_operator.handlers.lanes import Lanes
 from fairserve_operator.handlers.store import Pod
 from fairserve_operator.handlers.tasks import Tasks, wait_for_event
 from fairserve_operator.manifests.boot_secret import boot_secret_name, compressed
 
 _log = logging.getLogger(__name__)
-
-#: Calls in flight at once, over all pools: to sidecars that answered last time, and to those that did not.
-_LANE = 128
-_SLOW_LANE = 32
-#: How long a call may hold its slot, in seconds: who takes longer hangs, and holds up nobody else.
-_LONGEST_HOLD_S = 1.0
 
 #: Looks at one sidecar are as far apart as its pace says, times at most this.
 _LATEST_LOOK = 1.2
@@ -55,23 +49,14 @@ _SMALL = 2048
 _MOST_BELIEVED = 2**52
 
 
+@dataclass(slots=True)
 class Document:
     """What the sidecars should run. Two are equal where generation and hash are."""
 
-    def __init__(self, generation: int, content_hash: str, rendering: Rendering) -> None:
-        self.generation = generation
-        self.content_hash = content_hash
-        self.rendering = rendering
-        self._whole: asyncio.Future[bytes] | None = None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Document) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-    def _identity(self) -> tuple[int, str]:
-        return self.generation, self.content_hash
+    generation: int
+    content_hash: str
+    rendering: Rendering = field(repr=False, compare=False)
+    _whole: asyncio.Future[bytes] | None = field(default=None, init=False, repr=False, compare=False)
 
     async def whole(self) -> bytes:
         """All of it, gzipped JSON; made when somebody wants it, because most take a difference."""
@@ -99,37 +84,6 @@ class Pace:
     last_retry_s: float = 15.0
     resync_s: float = 30.0  #: time between two looks at what an up-to-date sidecar really runs
     looks_per_s: float = 10.0  #: ... which is longer where a pool has more Pods than this allows
-
-
-class Lanes:
-    """Bounds the calls in flight of all pools together."""
-
-    def __init__(self, lane: int = _LANE, slow_lane: int = _SLOW_LANE) -> None:
-        self._lane = asyncio.Semaphore(lane)
-        self._slow_lane = asyncio.Semaphore(slow_lane)
-
-    @asynccontextmanager
-    async def slot(self, failed_before: bool) -> AsyncIterator[None]:
-        """Hold a slot during one call, but not for longer than a second where nothing failed before."""
-        if failed_before:
-            async with self._slow_lane:
-                yield
-            return
-        held = True
-
-        def give_back() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._lane.release()
-
-        await self._lane.acquire()
-        timer = asyncio.get_running_loop().call_later(_LONGEST_HOLD_S, give_back)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            give_back()
 
 
 @dataclass(slots=True, eq=False)

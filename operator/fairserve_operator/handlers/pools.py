@@ -11,11 +11,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fairserve.config import key_digest
 from fairserve.overload.settings import Verdict
 from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.api.v1alpha1 import ServingPoolSpec
@@ -27,13 +26,10 @@ from fairserve_operator.decide.conditions import rfc3339
 from fairserve_operator.decide.generations import Entry, entered, newest, next_generation
 from fairserve_operator.decide.inference_pools import InferencePools, Selection
 from fairserve_operator.decide.issuers import issuers_keys
-from fairserve_operator.decide.jwks import Keys, KeySet, KeySource, KeysProblem, known_keys, secret_keys
+from fairserve_operator.decide.jwks import Keys, KeySet
 from fairserve_operator.decide.resources import (
     ObjectKey,
     Resource,
-    SecretProblem,
-    SecretRef,
-    can_be_sent,
 )
 from fairserve_operator.decide.selectors import Overlap
 from fairserve_operator.decide.signals import OverloadPlan
@@ -41,11 +37,13 @@ from fairserve_operator.decide.status import Delivery, pool_status
 from fairserve_operator.errors import ApiServerError, ConflictError, ContestedError, ForeignSecretError
 from fairserve_operator.handlers.boot import Boot, BootSecrets
 from fairserve_operator.handlers.contracts import Clock, Cluster, Metrics, Sidecars
-from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
+from fairserve_operator.handlers.delivery import Document, OverloadOrder, Pace, PoolDelivery
 from fairserve_operator.handlers.inference_pools import Sightings
 from fairserve_operator.handlers.keys import Keyring
+from fairserve_operator.handlers.lanes import Lanes
 from fairserve_operator.handlers.measures import Measures, PoolView
 from fairserve_operator.handlers.overload import OverloadWatch, stored_state
+from fairserve_operator.handlers.secret_values import NO_SALT, Digests, issuer_keys, secret_value
 from fairserve_operator.handlers.store import Pod, Store
 from fairserve_operator.handlers.survey import Survey
 from fairserve_operator.handlers.tasks import Tasks
@@ -55,8 +53,6 @@ from fairserve_operator.manifests.events import event
 
 _log = logging.getLogger(__name__)
 
-#: Where no salt is known: digests then only show whether keys differ.
-NO_SALT = "00" * 16
 #: For how long a Secret is left to another operator that keeps writing another document, in seconds.
 _FIRST_YIELD_S = 1.0
 _LONGEST_YIELD_S = 300.0
@@ -441,58 +437,3 @@ class Pool:
             )
         except ApiServerError as problem:
             _log.warning("%s", problem)  # The condition tells the same.
-
-
-class Digests:
-    """Looks up Secret entries and makes them the digests that travel. Secrets that are as they were are not
-    digested again.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._salt = ""
-        self._known: dict[SecretRef, tuple[Mapping[str, bytes] | None, str | SecretProblem]] = {}
-
-    def under(self, salt: str, refs: frozenset[SecretRef]) -> FoundDigests:
-        """The digest of each entry under a salt, or why there is none."""
-        known = self._known if salt == self._salt else {}
-        self._salt, self._known = salt, {}
-        found: dict[SecretRef, str | SecretProblem] = {}
-        for ref in refs:
-            values = self._store.secret(ref.namespace, ref.name)
-            before = known.get(ref)
-            if before is None or before[0] is not values:
-                before = values, self._digest(ref, salt)
-            self._known[ref] = before
-            found[ref] = before[1]
-        return found
-
-    def _digest(self, ref: SecretRef, salt: str) -> str | SecretProblem:
-        entry = secret_value(self._store, ref)
-        if isinstance(entry, SecretProblem):
-            return entry
-        credential = entry.decode("latin-1")
-        return key_digest(salt, credential) if can_be_sent(credential) else SecretProblem.MALFORMED
-
-
-def issuer_keys(
-    store: Store, keyring: Keyring, sources: Iterable[KeySource], before: Mapping[str, KeySet]
-) -> dict[KeySource, KeySet | KeysProblem]:
-    """Look up the keys of each source. `before` has those that a pool's document has, by fetched source."""
-    return {
-        source: known_keys(keyring.found(source), before.get(source))
-        if isinstance(source, str)
-        else secret_keys(source, secret_value(store, source))
-        for source in sources
-    }
-
-
-def secret_value(store: Store, ref: SecretRef) -> bytes | SecretProblem:
-    """Look up a Secret entry. Its value has no space around it."""
-    values = store.secret(ref.namespace, ref.name)
-    if values is None:
-        return SecretProblem.SECRET_MISSING
-    if ref.key not in values:
-        return SecretProblem.KEY_MISSING
-    # Headers carry neither line ends nor spaces around a value; `kubectl create secret --from-file` does.
-    return values[ref.key].strip() or SecretProblem.EMPTY

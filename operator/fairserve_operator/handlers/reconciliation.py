@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
@@ -25,8 +25,9 @@ from fairserve_operator.decide.specs import oldest_first, parse
 from fairserve_operator.decide.status import Delivery, Progress, application_status, tenant_status
 from fairserve_operator.handlers.boot import Boot
 from fairserve_operator.handlers.measures import PoolView
-from fairserve_operator.handlers.pools import NO_SALT, Digests, Gathered, Pool, World, issuer_keys
+from fairserve_operator.handlers.pools import Gathered, Pool, World
 from fairserve_operator.handlers.publication import same
+from fairserve_operator.handlers.secret_values import NO_SALT, Digests, issuer_keys
 
 #: Objects whose status is looked at before others may run.
 _BREATH = 500
@@ -195,21 +196,14 @@ class Namespace:
         basis = gathered.revision, self._surveys, pools
         touched = self._world.store.take_rewritten(self._name) | self._written
         self._written = set()
-        if basis != self._basis:
-            self._basis, self._groups = basis, {}
-            known, self._settled_status = self._settled_status, {}
-            for resource in members:
-                key = resource.key
-                if (looked := known.get(key)) is not None:
-                    self._settled_status[key] = looked
-                self._groups.setdefault(self._entered(key), []).append(resource)
-            self._moved = {}
-            self._progress = {entered: self._progressed(entered) for entered in self._groups}
+        anew = basis != self._basis
+        if anew:
+            self._basis = basis
+            self._regroup(members)
+        before = self._progress
+        self._progress = {entered: self._progressed(entered) for entered in self._groups}
+        if anew:
             return list(members)
-        before, self._progress = (
-            self._progress,
-            {entered: self._progressed(entered) for entered in self._groups},
-        )
         moved = [
             each
             for entered, group in self._groups.items()
@@ -219,6 +213,16 @@ class Namespace:
         if touched:
             moved += [each for each in members if each.key in touched]
         return moved
+
+    def _regroup(self, members: Iterable[Resource]) -> None:
+        """Sort objects by when they entered the configurations; forget those that are gone."""
+        self._groups, self._moved = {}, {}
+        known, self._settled_status = self._settled_status, {}
+        for resource in members:
+            key = resource.key
+            if (looked := known.get(key)) is not None:
+                self._settled_status[key] = looked
+            self._groups.setdefault(self._entered(key), []).append(resource)
 
     async def refreshes(
         self, most: int, hurry: Callable[[], bool]

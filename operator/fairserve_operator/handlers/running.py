@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fairserve_operator.clients.jwks import JwksClient
 from fairserve_operator.clients.kubernetes_client import KubernetesClient
@@ -19,9 +20,9 @@ from fairserve_operator.clients.sidecars import SidecarClient
 from fairserve_operator.errors import AstrayError, OperatorError
 from fairserve_operator.handlers import memory
 from fairserve_operator.handlers.census import Scope, require_custom_resources
-from fairserve_operator.handlers.delivery import Lanes
 from fairserve_operator.handlers.inference_pools import Lookout
 from fairserve_operator.handlers.keys import KeyRefresh
+from fairserve_operator.handlers.lanes import Lanes
 from fairserve_operator.handlers.leadership import Leadership
 from fairserve_operator.handlers.loop import Loop
 from fairserve_operator.handlers.measures import Measures
@@ -31,8 +32,10 @@ from fairserve_operator.handlers.registration import registry
 from fairserve_operator.handlers.store import Store
 from fairserve_operator.handlers.tasks import Tasks
 from fairserve_operator.handlers.watching import watch
-from fairserve_operator.handlers.webhook import Webhook
 from fairserve_operator.options import Options
+
+if TYPE_CHECKING:
+    from fairserve_operator.handlers.webhook import Webhook
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,9 @@ def _webhook(
 ) -> Webhook | None:
     if options.webhook is None:
         return None
+    # Imported late: cryptography takes 9 MiB, of which an operator without a webhook has no need.
+    from fairserve_operator.handlers.webhook import Webhook
+
     return Webhook(cluster, cluster.own_namespace, scope, options.webhook, measures, leaving)
 
 

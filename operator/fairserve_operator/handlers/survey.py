@@ -22,12 +22,14 @@ class Survey:
     def __init__(self, told: Callable[[Report], None]) -> None:
         self._told = told
         self._tally = Tally()
+        self._counted: set[str] = set()  #: Pods whose sidecars have told in this round
         self.begun = False  #: whether the first round is over
 
     def heard(self, pod: str, state: Mapping[str, Any]) -> None:
         """Take what the sidecar of a Pod tells of itself."""
-        if pod not in self._tally.heard:
-            self._tally.add(pod, read_report(state))
+        if pod not in self._counted:
+            self._counted.add(pod)
+            self._tally.add(read_report(state))
 
     async def run(self, all_asked: Callable[[], bool], round_s: Callable[[], float | None]) -> None:
         """Go on until cancelled. `round_s` is how long it takes to ask each, None where nobody is there."""
@@ -37,7 +39,7 @@ class Survey:
             await asyncio.sleep(_LOOK_S)
         while True:
             lasts = round_s()
-            if self._tally.heard or lasts is None:
+            if self._counted or lasts is None:
                 self._told(self._tally.report())
-            self._tally, self.begun = Tally(), True
+            self._tally, self._counted, self.begun = Tally(), set(), True
             await asyncio.sleep(lasts or _FIRST_S)

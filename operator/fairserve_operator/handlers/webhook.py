@@ -26,6 +26,7 @@ from fairserve_operator.decide.admission import (
     Request,
     answer,
     ignored,
+    read_pool,
     read_review,
 )
 from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey
@@ -35,7 +36,6 @@ from fairserve_operator.handlers.certificates import CertificateFolder, Certific
 from fairserve_operator.handlers.measures import Measures
 from fairserve_operator.handlers.serving_certificate import ServingCertificate
 from fairserve_operator.handlers.store import Store
-from fairserve_operator.manifests.injection import Settings
 from fairserve_operator.options import OwnCertificate, WebhookOptions
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,6 @@ _IDLE_S = 120.0
 _LINGER_S = 5.0
 
 _POOL_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_DEFAULT_CONTROL_PORT = Settings("-").control_port
 
 
 class PoolSource(Protocol):
@@ -90,7 +89,7 @@ class Pools:
             )
         known = self.store.stored(ObjectKey(SERVING_POOL, namespace, name))
         if known is not None:
-            return Pool(_control_port(known.resource.spec))
+            return read_pool(known.resource.spec)
         if not _POOL_NAME.fullmatch(name):
             return Pool(None)
         try:
@@ -105,14 +104,7 @@ class Pools:
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"can't look for ServingPool {namespace}/{name}: {words}; try again",
             )
-        return Pool(None if body is None else _control_port(body.get("spec") or {}))
-
-
-def _control_port(spec: Mapping[str, Any]) -> int:
-    match spec.get("sidecar"):
-        case {"controlPort": int(port)} if 0 < port < 65536:
-            return port
-    return _DEFAULT_CONTROL_PORT
+        return Pool(None) if body is None else read_pool(body.get("spec") or {})
 
 
 class WebhookCluster(Cluster, PoolSource, Protocol):

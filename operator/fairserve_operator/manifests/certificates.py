@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -42,16 +42,29 @@ class Pair:
 
 def read_certificates(pem: bytes) -> tuple[Certificate, ...]:
     """All certificates of a PEM text, one or more. Raises ValueError."""
-    return tuple(_certificate(each) for each in x509.load_pem_x509_certificates(pem))
+    try:
+        return tuple(_certificate(each) for each in x509.load_pem_x509_certificates(pem))
+    except (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from error
 
 
 def is_pair(certificate: Certificate, key: bytes) -> bool:
-    """Whether this is the certificate's private key, unencrypted. Raises ValueError where it is no key."""
+    """Whether this is the certificate's private key, unencrypted and of our kind."""
     try:
         private = serialization.load_pem_private_key(key, None)
-    except TypeError as error:  # of an encrypted one
-        raise ValueError(str(error)) from error
-    return private.public_key() == x509.load_pem_x509_certificate(certificate.pem).public_key()
+        public = x509.load_pem_x509_certificate(certificate.pem).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # A TypeError is an encrypted one's.
+        return False
+    return isinstance(private, ec.EllipticCurvePrivateKey) and private.public_key() == public
+
+
+def is_authority(certificate: Certificate) -> bool:
+    """Whether it may sign others."""
+    try:
+        extensions = x509.load_pem_x509_certificate(certificate.pem).extensions
+        return extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except (ValueError, x509.ExtensionNotFound):
+        return False
 
 
 def is_signed_by(certificate: Certificate, authority: Certificate) -> bool:
@@ -59,7 +72,7 @@ def is_signed_by(certificate: Certificate, authority: Certificate) -> bool:
     signer = x509.load_pem_x509_certificate(authority.pem)
     try:
         x509.load_pem_x509_certificate(certificate.pem).verify_directly_issued_by(signer)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 
@@ -83,8 +96,7 @@ def new_serving(authority: Pair, names: Iterable[str], now: float) -> Pair:
     """A server's certificate for these names and addresses, which ends no later than its authority's."""
     signer = x509.load_pem_x509_certificate(authority.certificate.pem)
     signing_key = serialization.load_pem_private_key(authority.key, None)
-    if not isinstance(signing_key, ec.EllipticCurvePrivateKey):
-        raise ValueError("the authority's key is none of ours")
+    assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP256R1())
     until = min(now + SERVING_S, authority.certificate.expires_at)
     builder = _dated(now, until).serial_number(x509.random_serial_number())

@@ -12,6 +12,7 @@ from fairserve_operator.manifests.boot_secret import MANAGED_BY_LABEL
 from fairserve_operator.manifests.certificates import (
     Certificate,
     Pair,
+    is_authority,
     is_pair,
     is_signed_by,
     read_certificates,
@@ -72,7 +73,7 @@ def read_keys(body: Mapping[str, Any]) -> Keys | None:
     try:
         newest, *former = read_certificates(_value(data, _AUTHORITIES))
         authority = Pair(newest, _value(data, _AUTHORITY_KEY))
-        if not is_pair(newest, authority.key):
+        if not is_pair(newest, authority.key) or not is_authority(newest):
             return None
     except ValueError:
         return None

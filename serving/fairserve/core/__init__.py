@@ -47,7 +47,7 @@ gain.
 tenant.
 
 Time is an argument, and where the caller's clock goes back the scheduler's goes on from where it was.
-Randomness is a `random.Random`; nothing in here does I/O.
+Nothing in here is left to chance or does I/O.
 """
 
 from fairserve.core.calls import (

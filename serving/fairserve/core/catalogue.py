@@ -7,7 +7,6 @@ overloaded, `I` limits on interactions in place of calls. The limits are those o
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -83,6 +82,6 @@ DISCIPLINES: Mapping[str, Discipline] = MappingProxyType(
 )
 
 #: By name: what makes the scheduler. The settings' `policy` has no say in it.
-SCHEDULERS: Mapping[str, Callable[[Settings, random.Random], SchedulerLike]] = MappingProxyType(
+SCHEDULERS: Mapping[str, Callable[[Settings], SchedulerLike]] = MappingProxyType(
     {name: partial(Scheduler, discipline=discipline) for name, discipline in DISCIPLINES.items()}
 )

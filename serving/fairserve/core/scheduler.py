@@ -10,7 +10,6 @@ A call's life: `enqueue` → (`cancel` | `expire` | `dispatch` → `progress`* �
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -61,7 +60,7 @@ _NOTHING: Final = Usage(0, 0)
 class Scheduler:
     """All decisions of one pod. Raises SettingsError for settings that can't be scheduled by."""
 
-    def __init__(self, settings: Settings, rng: random.Random, discipline: Discipline | None = None) -> None:
+    def __init__(self, settings: Settings, discipline: Discipline | None = None) -> None:
         validate(settings)
         self.settings = settings
         self.armed = False  #: whether OIT refuses
@@ -74,7 +73,6 @@ class Scheduler:
         self._states: dict[str, ApplicationState] = {}
         self.overflow = Overflow(self.backlog)
         self.memory = Memory(self.backlog)
-        self._rng = rng
         #: A fixed discipline; None follows the settings' policy.
         self._fixed = discipline
         self._inflight_tokens = 0

@@ -7,14 +7,14 @@ What is not injected comes out as it went in, to the letter. Either everything c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-from fairserve.local.manifests import SEPARATOR, Loader
+from fairserve.local.manifests import Loader, documents
 from fairserve_operator.manifests.injection import (
     INJECT_LABEL,
     Injected,
@@ -90,7 +90,7 @@ def inject_text(text: str, name: str, pool: str | None, settings: Settings) -> R
     """
     result = Result()
     parts: list[str] = []
-    for line, separator, body in _documents(text):
+    for line, separator, body in documents(text):
         parts.append(separator)
         where = f"{name}:{line}"
         if separator.strip()[3:].strip() and not separator.strip()[3:].strip().startswith("#"):
@@ -172,17 +172,6 @@ class _Document:
                 template.clear()
                 template.update(done.template)
                 return changed
-
-
-def _documents(text: str) -> Iterator[tuple[int, str, str]]:
-    """The line, the separator before it and the text of each document; together they are the whole text."""
-    start, line, before = 0, 1, ""
-    for separator in SEPARATOR.finditer(text):
-        yield line, before, text[start : separator.start()]
-        line += text.count("\n", start, separator.start())
-        start, before = separator.end() + 1, text[separator.start() : separator.end() + 1]
-        line += 1
-    yield line, before, text[start:]
 
 
 def _words(error: yaml.YAMLError, first_line: int) -> str:

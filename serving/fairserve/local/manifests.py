@@ -34,7 +34,7 @@ _SPECS: Mapping[str, type[BaseModel]] = {
 #: Kinds that are not ours, and their versions.
 _FOREIGN: Mapping[object, str] = {SECRET: "v1", INFERENCE_POOL: GROUP_VERSION}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-SEPARATOR = re.compile(r"^---([ \t].*)?$", re.MULTILINE)
+_SEPARATOR = re.compile(r"^---([ \t].*)?$", re.MULTILINE)
 #: What the API server itself adds to metadata, so that the output of `kubectl get -o yaml` can be read.
 _SERVER_METADATA = frozenset(
     (
@@ -122,18 +122,20 @@ def _read_file(file: Path) -> Iterator[Manifest | Problem]:
     except (OSError, UnicodeDecodeError) as error:
         yield Problem(file.name, None, "", f"can't be read: {error}")
         return
-    for first_line, document in _documents(text):
+    for first_line, _, document in documents(text):
         yield from _read_document(file.name, first_line, document)
 
 
-def _documents(text: str) -> Iterator[tuple[int, str]]:
-    """Split at `---` lines, as kubectl does, so that a syntax error stays in its document."""
-    start, line = 0, 1
-    for separator in SEPARATOR.finditer(text):
-        yield line, text[start : separator.start()]
-        line += text.count("\n", start, separator.end())
-        start = separator.end()
-    yield line, text[start:]
+def documents(text: str) -> Iterator[tuple[int, str, str]]:
+    """Split at `---` lines, as kubectl does, so that a syntax error stays in its document: first line,
+    separator before it and text of each. Together they are the whole text.
+    """
+    start, line, before = 0, 1, ""
+    for separator in _SEPARATOR.finditer(text):
+        yield line, before, text[start : separator.start()]
+        line += text.count("\n", start, separator.start()) + 1
+        start, before = separator.end() + 1, text[separator.start() : separator.end() + 1]
+    yield line, before, text[start:]
 
 
 def _read_document(file: str, first_line: int, text: str) -> Iterator[Manifest | Problem]:

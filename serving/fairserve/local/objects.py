@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fairserve.config import key_digest
 from fairserve.local.manifests import SECRET, Manifest, Reading
 from fairserve_operator.decide.inference_pools import KIND as INFERENCE_POOL
 from fairserve_operator.decide.inference_pools import InferencePool, read_inference_pool
@@ -21,7 +20,7 @@ from fairserve_operator.decide.resources import (
     Resource,
     SecretProblem,
     SecretRef,
-    can_be_sent,
+    credential_digest,
 )
 
 #: There is no operator and no cluster here.
@@ -118,7 +117,7 @@ class Objects:
 
     def digests(self, refs: Iterable[SecretRef], salt: str) -> dict[SecretRef, str | SecretProblem]:
         """The digest of each value, or why there is none."""
-        return {ref: _digest(self.secret_value(ref), salt) for ref in refs}
+        return {ref: credential_digest(self.secret_value(ref), salt) for ref in refs}
 
     def keys(self, sources: Iterable[KeySource]) -> dict[KeySource, KeySet | KeysProblem]:
         """The keys of token issuers that are in the folder; nothing is fetched."""
@@ -162,9 +161,3 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(inner, f"{path}[{index}]")
     elif path:
         yield path, str(value)
-
-
-def _digest(value: str | SecretProblem, salt: str) -> str | SecretProblem:
-    if isinstance(value, SecretProblem):
-        return value
-    return key_digest(salt, value) if can_be_sent(value) else SecretProblem.MALFORMED

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from fairserve.config import SchedulerConfig
 from fairserve.local.children import ChildEndedError
 from fairserve.local.compilation import FolderError
 from fairserve.local.engines import EngineError
@@ -68,7 +69,7 @@ def directions(stack: Stack) -> list[str]:
         f"ServingPool {stack.pool.namespace}/{stack.pool.name}, generation {stack.config.generation}, "
         f"before the {stack.engine}",
         f"  base URL   {sidecar.data_url}/v1   (any OpenAI client; the API key says who calls)",
-        *_keys(stack),
+        *_callers(stack),
         f'  call       curl {sidecar.data_url}/v1/chat/completions -H "Authorization: Bearer $KEY" '
         f"-H 'Content-Type: application/json' -d '{body}'",
         f"  state      {control}",
@@ -79,16 +80,34 @@ def directions(stack: Stack) -> list[str]:
     ]
 
 
-def _keys(stack: Stack) -> list[str]:
-    """Where each tenant's keys are."""
+def _callers(stack: Stack) -> list[str]:
+    """Where each tenant's keys are, what tokens are its, and what becomes of anybody else."""
     lines = []
-    held = {key.tenant for key in stack.config.identity.api_keys}
     for tenant in stack.desired.objects.resources(TENANT, stack.pool.namespace):
-        for identity in tenant.spec.get("identity", ()) if tenant.key.name in held else ():
-            if reference := identity.get("apiKey", {}).get("secretRef"):
-                where = f"{SECRET} {reference['name']}, key {reference['key']}"
-                lines.append(f"  KEY of {tenant.key.name}: {where}")
+        for identity in tenant.spec.get("identity", ()):
+            lines += _key(stack.config, tenant.key.name, identity.get("apiKey"))
+            lines += _token(stack.config, tenant.key.name, identity.get("jwt"))
+    default = stack.config.default_tenant
+    if default is not None:
+        lines.append(f"  anybody else: the default tenant, of weight {default.weight:g}")
     return lines
+
+
+def _key(config: SchedulerConfig, tenant: str, key: Mapping[str, Any] | None) -> list[str]:
+    if key is None or tenant not in {held.tenant for held in config.identity.api_keys}:
+        return []
+    reference = key["secretRef"]
+    return [f"  KEY of {tenant}: {SECRET} {reference['name']}, key {reference['key']}"]
+
+
+def _token(config: SchedulerConfig, tenant: str, token: Mapping[str, Any] | None) -> list[str]:
+    if token is None or not any(
+        issuer.issuer == token["issuer"] and tenant in (issuer.tenant, *(issuer.tenants or {}).values())
+        for issuer in config.identity.token_issuers
+    ):
+        return []
+    whose = f", {'.'.join(token['claim'])} {token['value']}" if token.get("claim") else ""
+    return [f"  TOKEN of {tenant}: of {token['issuer']}, for {token['audience']}{whose}"]
 
 
 def _signals(stack: Stack) -> str:

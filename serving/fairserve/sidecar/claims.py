@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from fairserve.sidecar.identity import UserOrder
+from fairserve.sidecar.naming import UserOrder
 
 
 @dataclass(frozen=True, slots=True)

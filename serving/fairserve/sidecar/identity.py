@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from fairserve.engine.requests import BodyField, EngineRequest
 from fairserve.sidecar.claims import Claim
 from fairserve.sidecar.matching import ApplicationMatches, application_matches
 from fairserve.sidecar.messages import Headers
+from fairserve.sidecar.naming import InteractionOrder, UserOrder
 from fairserve.sidecar.refusals import Problem
 
 if TYPE_CHECKING:
@@ -48,13 +48,8 @@ _GATEWAY_TENANT_HEADERS: Final = (b"x-llm-d-inference-fairness-id", b"x-gateway-
 #: Where a key or a token is looked for: the first that is there counts. OpenAI's, Anthropic's, Azure's.
 _CREDENTIAL_HEADERS: Final = (b"authorization", b"x-api-key", b"api-key")
 _NAMING_HEADERS: Final = (USER_HEADER, APPLICATION_HEADER)
-_PREVIOUS_RESPONSE: Final = "previous_response_id"
 #: vLLM's header for a call's place in its queue.
 PRIORITY_HEADER: Final = b"x-vllm-priority"
-#: W3C Trace Context: version, trace id, parent id, flags. Version ff and the zero id are invalid.
-_TRACEPARENT: Final = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
-)
 #: A longer name of a user or an interaction is kept as its digest.
 _MAX_NAME: Final = 128
 
@@ -96,76 +91,7 @@ class Caller:
         self.previous_response = previous_response
 
 
-class _Order:
-    """Where an interaction's name is looked for, made of the configuration's words."""
-
-    def __init__(self, sources: tuple[str, ...]) -> None:
-        split = [source.partition(":") for source in sources]
-        #: A header, or else a field of the body, or else the trace.
-        self._steps = tuple(
-            (name.encode() if kind == "header" else None, name if kind == "body" else None)
-            for kind, _, name in split
-        )
-        self._headers = frozenset(
-            name.encode() if kind == "header" else kind.encode() for kind, _, name in split if kind != "body"
-        )
-
-    def find(self, named: Mapping[bytes, bytes], said: Mapping[str, str]) -> tuple[str | None, bool]:
-        """The first name in the headers or in what the body said, and whether it is a previous answer's."""
-        if not said and self._headers.isdisjoint(named):
-            return None, False
-        for header, field in self._steps:
-            if header is not None:
-                value = named.get(header)
-                name = value.decode("latin-1") if value else None
-            else:
-                name = _trace(named) if field is None else said.get(field)
-            if name:
-                return name, field == _PREVIOUS_RESPONSE
-        return None, False
-
-
-_DEFAULT_ORDER: Final = _Order(INTERACTION_SOURCES)
-
-
-class UserOrder:
-    """Where a tenant's users are named, made of the configuration's words. Equal where those are: what a
-    tenant's identities stand for is made anew only where it is another.
-    """
-
-    def __init__(self, sources: tuple[str, ...]) -> None:
-        self._sources = sources
-        split = [source.partition(":") for source in sources]
-        #: A header, or else a field of the body.
-        self._steps: tuple[tuple[bytes | None, BodyField], ...] = tuple(
-            (name.encode(), ()) if kind == "header" else (None, tuple(name.split(".")))
-            for kind, _, name in split
-        )
-        self.headers = tuple(header for header, _ in self._steps if header is not None)
-        self.body_fields = tuple(field for header, field in self._steps if header is None)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, UserOrder) and self._sources == other._sources
-
-    def __hash__(self) -> int:
-        return hash(self._sources)
-
-    def find(
-        self, pinned: str | None, named: Mapping[bytes, bytes], said: Mapping[BodyField, str], trusted: bool
-    ) -> str:
-        """The user whom the first of them names; empty where none does. Over one who is `pinned` only a
-        trusted hop's header counts.
-        """
-        for header, field in self._steps:
-            if header is not None:
-                value = named.get(header)
-                if value and (trusted or pinned is None):
-                    return value.decode("latin-1")
-            elif pinned is None:
-                name = said.get(field)
-                if name:
-                    return name
-        return pinned or ""
+_DEFAULT_ORDER: Final = InteractionOrder(INTERACTION_SOURCES)
 
 
 class Memory:
@@ -267,12 +193,15 @@ def _of(entries: Mapping[str, Any], tenants: frozenset[str]) -> list[str]:
 class _Applications:
     """What applications are called and match, and where their interactions are named. Never changed."""
 
-    def __init__(self, applications: Iterable[ApplicationConfig], orders: Mapping[str, _Order]) -> None:
+    def __init__(
+        self, applications: Iterable[ApplicationConfig], orders: Mapping[str, InteractionOrder]
+    ) -> None:
         """`orders` are those that are known."""
         applications = list(applications)
         self.names = {application.name.encode(): application.name for application in applications}
         self.orders = {
-            application.name: orders.get(application.name) or _Order(application.interaction_sources)
+            application.name: orders.get(application.name)
+            or InteractionOrder(application.interaction_sources)
             for application in applications
         }
         #: None where no application has any, so that no call pays for it.
@@ -537,13 +466,6 @@ def _is_ambiguous(headers: Headers, name: bytes, value: bytes | None) -> bool:
 
 def _ambiguous(name: bytes) -> Problem:
     return Problem(400, "ambiguous_identity", f"The header {name.decode()} has several values.")
-
-
-def _trace(named: Mapping[bytes, bytes]) -> str | None:
-    """The trace that a call is part of: its `traceparent`'s trace id."""
-    value = named.get(b"traceparent")
-    match = None if value is None else _TRACEPARENT.fullmatch(value.strip())
-    return None if match is None else match[1].decode()
 
 
 def _short(name: str) -> str:

@@ -66,7 +66,7 @@ class Sidecar:
         self.metrics.gauges = self._gauges
         self._service = Recent(period_s=30.0, periods=10)
         self._refused = Recent(period_s=60.0, periods=60)
-        self.scheduler = Scheduler(Settings(), rng)
+        self.scheduler = Scheduler(Settings())
         window = DispatchWindow(maximum=options.max_window, initial=min(8, options.max_window))
         self.dispatcher = Dispatcher(
             self.scheduler,

@@ -7,7 +7,6 @@ that has begun is carried through; whoever arrives meanwhile is taken in by the 
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -29,7 +28,7 @@ from fairserve.sim.scenario import Engines, Slowdown
 from fairserve.sim.steps import EngineModel, Leap
 
 #: Makes a pod's scheduler; again when the pod is restarted.
-Build = Callable[[random.Random], SchedulerLike]
+Build = Callable[[], SchedulerLike]
 
 
 class Surroundings(Protocol):
@@ -58,7 +57,6 @@ class Pod:
         index: int,
         engines: Engines,
         build: Build,
-        rng: random.Random,
         world: Surroundings,
         slowdowns: tuple[Slowdown, ...] = (),
         sensor_lag_s: float = 0.0,
@@ -66,7 +64,6 @@ class Pod:
         self.index = index
         self._engines = engines
         self._build = build
-        self._rng = rng
         self._world = world
         self._slowdowns = tuple(s for s in slowdowns if s.pod is None or s.pod == index)
         self._lag_s = sensor_lag_s
@@ -74,7 +71,7 @@ class Pod:
         self.order: list[CallRecord] = []  #: calls in order of dispatch
         self.preemptions = 0  #: of engines that died
         self.computed_tokens = 0  #: by engines that died
-        self._start(build(rng))
+        self._start(build())
 
     def _start(self, scheduler: SchedulerLike) -> None:
         self.scheduler = scheduler
@@ -190,7 +187,7 @@ class Pod:
         self.preemptions += self.engine.preemptions
         self.computed_tokens += self.engine.computed_tokens
         armed = self.scheduler.armed
-        self._start(self._build(self._rng))
+        self._start(self._build())
         self.scheduler.restore(snapshot, self._world.now)
         self.scheduler.set_armed(armed)
         for record in lost:

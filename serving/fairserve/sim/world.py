@@ -25,8 +25,8 @@ from fairserve.sim.recording import CallRecord, Fate, InteractionRecord, Recordi
 from fairserve.sim.scenario import Balancing, Scenario, Signal
 from fairserve.sim.workload import CallPlan, Client, InteractionIds, InteractionPlan, Retry, Workload
 
-#: Makes a scheduler from settings and a generator.
-SchedulerFactory = Callable[[Settings, random.Random], SchedulerLike]
+#: Makes a scheduler from settings.
+SchedulerFactory = Callable[[Settings], SchedulerLike]
 
 #: Between two looks for calls that waited too long, and two reports of progress.
 _EXPIRY_S = 1.0
@@ -68,8 +68,7 @@ class World:
             Pod(
                 index,
                 scenario.engines,
-                lambda rng: factory(scenario.settings, rng),
-                scenario.generator(seed, f"pod {index}"),
+                lambda: factory(scenario.settings),
                 self,
                 faults.slowdowns,
                 faults.sensor_lag_s,

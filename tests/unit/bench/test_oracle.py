@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from bench.oracle import WellBehavedFirst
 from fairserve.core import Call, Outcome, Settings, TenantSettings, Usage
 from fairserve.core.catalogue import DISCIPLINES
@@ -11,9 +9,7 @@ from fairserve.core.catalogue import DISCIPLINES
 
 def test_others_go_only_while_no_well_behaved_user_waits():
     settings = Settings(default_tenant=TenantSettings("_default"))
-    oracle = WellBehavedFirst(
-        settings, random.Random(1), good=lambda user: user == "good", discipline=DISCIPLINES["W"]
-    )
+    oracle = WellBehavedFirst(settings, good=lambda user: user == "good", discipline=DISCIPLINES["W"])
     for number, user in enumerate(("loud", "good", "loud", "good"), start=1):
         oracle.enqueue(Call(number, "t", user, "chat", 10), 0.0)
     oracle.check()

@@ -19,7 +19,10 @@ _POD, _CONTAINER = "spec/template/spec", "spec/template/spec/containers/0"
 _PODS = "spec/template/metadata"
 _ONE = {"x.example/a": "b"}
 _TOLERATION = {"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}
-_AFFINITY = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}
+_TERM = {"matchExpressions": [{"key": "a", "operator": "Exists"}]}
+_AFFINITY = {
+    "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [_TERM]}}
+}
 _ENV = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}
 _ENV_FROM = {"configMapRef": {"name": "c"}}
 _VOLUME, _MOUNT = {"name": "ca", "secret": {"secretName": "ca"}}, {"name": "ca", "mountPath": "/ca"}
@@ -130,7 +133,7 @@ CASES = [
     Case("operator.verbose", True, _OPERATOR, f"{_CONTAINER}/args", Has("--verbose")),
     Case("operator.allowHttpJwks", True, _OPERATOR, f"{_CONTAINER}/args", Has("--allow-http-jwks")),
     Case("operator.extraArgs", ["--identity=a b"], _OPERATOR, f"{_CONTAINER}/args", Has("--identity=a b")),
-    Case("operator.env", [_ENV], _OPERATOR, f"{_CONTAINER}/env", Has(_ENV)),
+    Case("operator.env", [_ENV], _OPERATOR, f"{_CONTAINER}/env", [_ENV]),
     Case("operator.envFrom", [_ENV_FROM], _OPERATOR, f"{_CONTAINER}/envFrom", [_ENV_FROM]),
     Case("operator.extraVolumes", [_VOLUME], _OPERATOR, f"{_POD}/volumes", Has(_VOLUME)),
     Case("operator.extraVolumeMounts", [_MOUNT], _OPERATOR, f"{_CONTAINER}/volumeMounts", Has(_MOUNT)),
@@ -249,7 +252,7 @@ CASES = [
         "webhook.certManager.enabled",
         True,
         _OPERATOR,
-        f"{_POD}/volumes/1/secret/secretName",
+        f"{_POD}/volumes/0/secret/secretName",
         "fairserve-webhook",
     ),
     Case(
@@ -406,8 +409,8 @@ CASES = [
         _WITH_POOL,
     ),
     Case("vllm.replicas", 2, _VLLM, "spec/replicas", 2, _WITH_VLLM),
-    Case("vllm.image.registry", "", _VLLM, f"{_CONTAINER}/image", "vllm/vllm-openai:v0.20.0", _WITH_VLLM),
-    Case("vllm.image.repository", "a/b", _VLLM, f"{_CONTAINER}/image", "docker.io/a/b:v0.20.0", _WITH_VLLM),
+    Case("vllm.image.registry", "", _VLLM, f"{_CONTAINER}/image", "vllm/vllm-openai:v0.32.0", _WITH_VLLM),
+    Case("vllm.image.repository", "a/b", _VLLM, f"{_CONTAINER}/image", "docker.io/a/b:v0.32.0", _WITH_VLLM),
     Case("vllm.image.tag", "9", _VLLM, f"{_CONTAINER}/image", "docker.io/vllm/vllm-openai:9", _WITH_VLLM),
     Case("vllm.image.digest", _DIGEST, _VLLM, f"{_CONTAINER}/image", Has(f"@{_DIGEST}"), _WITH_VLLM),
     Case("vllm.image.pullPolicy", "Never", _VLLM, f"{_CONTAINER}/imagePullPolicy", "Never", _WITH_VLLM),

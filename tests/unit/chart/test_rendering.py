@@ -14,9 +14,10 @@ from typer.main import get_command
 
 from fairserve import __version__
 from fairserve_operator.__main__ import app
+from fairserve_operator.manifests.injection import INJECT_LABEL, Injected, Settings, inject, wanted_pool
 from tests.parts.cache import REPOSITORY
 from tests.parts.helm import CHART, Helm, HelmError
-from tests.unit.chart.rendering import NAMESPACE, Rendered, render
+from tests.unit.chart.rendering import NAMESPACE, Rendered, nested, render
 
 #: Everything that the chart can make.
 EVERYTHING: dict[str, Any] = {
@@ -139,8 +140,9 @@ def test_the_operator_meets_the_restricted_standard(helm: Helm) -> None:
 
 
 def test_the_operator_has_an_option_for_each_argument(helm: Helm) -> None:
-    given = {"webhook.enabled": False, "operator.verbose": True, "operator.allowHttpJwks": True}
-    for settings in (given, {**given, "namespaces": ["a"]}):
+    given = {"operator.verbose": True, "operator.allowHttpJwks": True}
+    others: list[dict[str, Any]] = [{}, {"namespaces": ["a"]}, {"webhook.certManager.enabled": True}]
+    for settings in ({**given, **other} for other in (*others, {"webhook.enabled": False})):
         operator = render(helm, settings)["Deployment/fairserve-operator"]["spec"]["template"]["spec"]
         get_command(app).make_context("operator", list(operator["containers"][0]["args"]))
 
@@ -179,6 +181,18 @@ def test_listed_namespaces_need_no_cluster_role_but_the_webhooks(helm: Helm) -> 
     ]
 
 
+def test_the_webhook_is_the_examples(helm: Helm) -> None:
+    folder = REPOSITORY / "examples" / "operator"
+    example, _ = yaml.safe_load_all((folder / "webhook.yaml").read_text())
+    text = (folder / "rbac-webhook.yaml").read_text()
+    rendered = render(helm)
+
+    (webhook,) = rendered[f"MutatingWebhookConfiguration/fairserve-{NAMESPACE}"]["webhooks"]
+    assert webhook == {**example["webhooks"][0], "matchPolicy": "Equivalent"}
+    assert rendered[f"ClusterRole/fairserve-{NAMESPACE}-webhook"]["rules"] == rights(text, "ClusterRole")
+    assert rendered["Role/fairserve-operator-own"]["rules"][2:] == rights(text, "Role")
+
+
 def test_without_cluster_rights_there_is_nothing_that_needs_them(helm: Helm) -> None:
     assert not kinds(render(helm, WITHOUT_CLUSTER_RIGHTS)) & CLUSTER_WIDE
     assert kinds(render(helm)) >= CLUSTER_WIDE
@@ -197,6 +211,74 @@ def test_a_webhook_configuration_has_no_certificate(helm: Helm) -> None:
     configuration = render(helm)[f"MutatingWebhookConfiguration/fairserve-{NAMESPACE}"]
 
     assert "caBundle" not in json.dumps(configuration)
+
+
+def test_a_pod_monitor_finds_what_the_injection_noted(helm: Helm) -> None:
+    vllm = {"name": "vllm", "image": "vllm/vllm-openai", "command": ["vllm", "serve", "m", "--port", "9001"]}
+    pod = {"metadata": {}, "spec": {"containers": [vllm]}}
+    injected = inject(pod, "llm", Settings("fairserve-sidecar:1"))
+    assert isinstance(injected, Injected)
+    (sidecar,) = injected.template["spec"]["initContainers"]
+    annotation = injected.template["metadata"]["annotations"]["fairserve.dev/injected"]
+
+    monitor = render(helm, {"monitoring.podMonitor.enabled": True})["PodMonitor/fairserve-sidecars"]
+
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert [port["name"] for port in sidecar["ports"]] == [endpoint["port"]]
+    address, pool = endpoint["relabelings"]
+    for host in ("10.1.2.3", "[fd00::1]"):
+        # As Prometheus does it: joined by semicolons, the whole of it, and references with a dollar sign.
+        found = re.fullmatch(address["regex"], f"{host}:8001;{annotation}", re.DOTALL)
+        assert found is not None
+        assert found.expand(re.sub(r"\$(\d)", r"\\\1", address["replacement"])) == f"{host}:9001"
+    assert pool["sourceLabels"] == ["__meta_kubernetes_pod_label_fairserve_dev_inject"]
+    assert monitor["spec"]["selector"]["matchExpressions"][0]["key"] == INJECT_LABEL
+
+
+def test_the_charts_vllm_can_be_injected(helm: Helm) -> None:
+    rendered = render(helm, {"vllm.enabled": True, "vllm.port": 8200})
+    template = rendered["Deployment/fairserve-vllm"]["spec"]["template"]
+    assert wanted_pool(template) == "llm"
+
+    injected = inject(template, "llm", Settings("fairserve-sidecar:1"))
+
+    assert isinstance(injected, Injected)
+    assert (injected.container, injected.port, injected.notes) == ("vllm", 8200, ())
+    # A Service's port by name is looked for in ordinary containers, and is the sidecar's now.
+    (port,) = rendered["Service/fairserve-vllm"]["spec"]["ports"]
+    assert injected.template["spec"]["containers"][0]["ports"][0]["name"] == port["targetPort"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {},
+            [
+                '{"fairserve.dev/inject":"llm"}',
+                "helm -n fairserve-system test fairserve",
+                "serves all namespaces",
+            ],
+        ),
+        ({"namespaces": ["a", "b"]}, ["it serves a, b", "in vLLM's namespace (one of a, b)"]),
+        ({"webhook.enabled": False}, ["fairserve inject -f deployment.yaml --pool llm"]),
+        ({"crds.enabled": False}, ["The CRDs are not this release's"]),
+        ({"crds.keep": False}, ["deletes the CRDs, and with them every Tenant"]),
+        (
+            {"vllm.enabled": True},
+            ["fairserve-vllm:8000", "wait for the ServingPool llm", "io/component: vllm"],
+        ),
+        ({"vllm.enabled": True, "vllm.servingPool.create": True}, ["once more, as `helm upgrade`"]),
+        ({"networkPolicy.enabled": True}, ["No NetworkPolicy guards control ports"]),
+    ],
+    ids=lambda value: " ".join(value) or "default",
+)
+def test_notes_tell_the_next_step(helm: Helm, settings: dict[str, Any], words: list[str]) -> None:
+    values = json.dumps(nested(settings))
+    notes = helm("install", "fairserve", CHART, "-n", NAMESPACE, "-f", "-", "--dry-run=client", stdin=values)
+
+    for each in words:
+        assert each in notes
 
 
 def test_rules_are_wrapped_as_they_are(helm: Helm, chart: Path) -> None:

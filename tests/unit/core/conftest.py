@@ -1,7 +1,6 @@
 """A scheduler in a few words: two tenants, one application, and calls of known size."""
 
 import os
-import random
 from types import MappingProxyType
 
 import pytest
@@ -46,7 +45,7 @@ class Rig:
     """Drives one scheduler and numbers its calls. Every step checks the scheduler's invariants."""
 
     def __init__(self, settings):
-        self.scheduler = Scheduler(settings, random.Random(1))
+        self.scheduler = Scheduler(settings)
         self._ids = 0
 
     def call(self, tenant="a", user="u", application="chat", interaction=None, input_tokens=100, **more):

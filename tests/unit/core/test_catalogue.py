@@ -1,6 +1,5 @@
 """The baselines are what their names say."""
 
-import random
 from types import MappingProxyType
 
 import pytest
@@ -35,7 +34,7 @@ class Rig:
                 }
             ),
         )
-        self.scheduler = SCHEDULERS[name](chosen, random.Random(0))
+        self.scheduler = SCHEDULERS[name](chosen)
         self.ids = 0
 
     def enqueue(self, tenant="a", user="u", application="chat", interaction=None, now=0.0, tokens=100):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import random
 from types import MappingProxyType
 
 import pytest
@@ -166,7 +165,7 @@ def test_after_a_restart_a_stranger_shapes_nothing(make_rig):
     rig = make_rig(application=LEARNS)
     hours(rig, 5)
     learned = rig.scheduler.profile("chat")
-    restarted = Scheduler(rig.scheduler.settings, random.Random(2))
+    restarted = Scheduler(rig.scheduler.settings)
     restarted.restore(json.loads(json.dumps(rig.scheduler.snapshot(18_000.0))), 0.0)
     rig.scheduler = restarted
     assert restarted.profile("chat") == learned != Profile(100.0, 50.0)

@@ -1,7 +1,6 @@
 """What is forgotten, and what survives a restart."""
 
 import json
-import random
 
 import pytest
 
@@ -125,7 +124,7 @@ def test_a_restart_hands_out_no_amnesty_and_cuts_no_interaction(make_rig):
     rig.serve(now=101.0)
     kept = json.loads(json.dumps(rig.scheduler.snapshot(110.0)))
 
-    restarted = Scheduler(rig.scheduler.settings, random.Random(2))
+    restarted = Scheduler(rig.scheduler.settings)
     restarted.restore(kept, now=7.0)
     restarted.check()
     restarted.set_armed(True)
@@ -202,7 +201,7 @@ def test_a_snapshot_is_complete(make_rig):
     rig.scheduler.expire(30.0)
     rig.scheduler.expire(60.0)
     kept = json.loads(json.dumps(rig.scheduler.snapshot(64.0)))
-    restarted = Scheduler(rig.scheduler.settings, random.Random(2))
+    restarted = Scheduler(rig.scheduler.settings)
     restarted.restore(kept, 1_064.0)
     restarted.check()
     assert restarted.snapshot(1_064.0) == kept
@@ -215,7 +214,7 @@ def test_after_a_restart_a_newcomer_has_no_credit(make_rig):
     for _ in range(50):
         rig.enqueue("a", user="old")
         rig.serve()
-    restarted = Scheduler(rig.scheduler.settings, random.Random(2))
+    restarted = Scheduler(rig.scheduler.settings)
     restarted.restore(rig.scheduler.snapshot(0.0), 0.0)
     rig.scheduler = restarted
     for _ in range(10):

@@ -150,6 +150,15 @@ def test_a_pool_that_is_not_there_yet_is_waited_for():
     assert "sidecar.controlPort must be 8001" in warning
 
 
+def test_a_pod_that_its_pool_does_not_select_comes_with_a_warning():
+    for labels in ({}, {INJECT_LABEL: "llm"}):
+        assert "warnings" not in answered(vllm(), Pool(8001, labels)).body["response"]
+    given = answered(vllm(), Pool(8001, {INJECT_LABEL: "llm", "app": "vllm", "a": "b"}))
+    assert given.outcome is Outcome.INJECTED
+    (warning,) = given.body["response"]["warnings"]
+    assert "ServingPool shop/llm selects Pods with a: b, app: vllm, which this one hasn't" in warning
+
+
 def test_nothing_is_created_while_nothing_can_be_told_of_the_pool():
     given = answered(vllm(), NoPool(Outcome.UNAVAILABLE, HTTPStatus.SERVICE_UNAVAILABLE, "no answer"))
     assert given.outcome is Outcome.UNAVAILABLE

@@ -14,7 +14,8 @@ import pytest
 from fairserve.config import SchedulerConfig
 from fairserve.rendering import Renderer, Rendering
 from fairserve_operator.clients.sidecars import ControlPort, Newer, Rejected, Running, State, Unreachable
-from fairserve_operator.handlers.delivery import Document, Lanes, OverloadOrder, Pace, PoolDelivery
+from fairserve_operator.handlers.delivery import Document, OverloadOrder, Pace, PoolDelivery
+from fairserve_operator.handlers.lanes import Lanes
 from fairserve_operator.handlers.tasks import wait_for_event
 from tests.unit.operator_handlers.world import (
     FAST,
@@ -150,7 +151,7 @@ async def test_call_that_hangs_gives_its_slot_back_once(monkeypatch: pytest.Monk
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(enter(lanes, False, entered, "hangs", hangs))
         await until(lambda: entered == ["hangs"], "the first call")
-        monkeypatch.setattr("fairserve_operator.handlers.delivery._LONGEST_HOLD_S", 3600.0)
+        monkeypatch.setattr("fairserve_operator.handlers.lanes._LONGEST_HOLD_S", 3600.0)
         tasks.create_task(enter(lanes, False, entered, "second", works))
         await until(lambda: entered == ["hangs", "second"], "the slot of the call that hangs")
         hangs.set()  # What it has given back already, it does not give back again.

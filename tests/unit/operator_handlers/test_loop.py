@@ -135,14 +135,19 @@ async def test_a_burst_of_changes_compiles_once_or_twice() -> None:
         assert operated.boot().generation <= 3
 
 
+async def thirty_tenants(operated: Operated) -> list[str]:
+    names = [f"t{number}" for number in range(30)]
+    for name in names:
+        operated.put(TENANT, name, {"weight": 1})
+    for name in names:
+        await operated.until_condition(name, "Programmed", "True")
+    return names
+
+
 async def test_change_is_told_before_the_counts_that_a_new_pod_makes_old() -> None:
     slowly = replace(TIMING, refresh_s=0.1, most_refreshed=2)
     async with operating(timing=slowly) as operated:
-        names = [f"t{number}" for number in range(30)]
-        for name in names:
-            operated.put(TENANT, name, {"weight": 1})
-        for name in names:
-            await operated.until_condition(name, "Programmed", "True")
+        names = await thirty_tenants(operated)
         await rest()
         written = len(operated.world.cluster.statuses)
         operated.world.store.put_pod(pod("c"), 2)
@@ -158,11 +163,7 @@ async def test_change_is_told_before_the_counts_that_a_new_pod_makes_old() -> No
 async def test_what_arrives_is_told_before_the_counts_that_a_new_pod_makes_old() -> None:
     slowly = replace(TIMING, refresh_s=0.1, most_refreshed=2)
     async with operating(timing=slowly) as operated:
-        names = [f"t{number}" for number in range(30)]
-        for name in names:
-            operated.put(TENANT, name, {"weight": 1})
-        for name in names:
-            await operated.until_condition(name, "Programmed", "True")
+        names = await thirty_tenants(operated)
         operated.world.sidecars.down = {"b"}
         operated.put(TENANT, "t7", {"weight": 9}, generation=2)
         await operated.until_condition("t7", "Programmed", "False")

@@ -14,7 +14,7 @@ from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, SecretR
 from fairserve_operator.decide.signals import OverloadPlan, PrometheusAccess
 from fairserve_operator.handlers.delivery import OverloadOrder
 from fairserve_operator.handlers.overload import OverloadWatch, stored_state
-from fairserve_operator.handlers.pools import secret_value
+from fairserve_operator.handlers.secret_values import secret_value
 from tests.unit.operator_handlers.world import FakeWorld, fake_world, until
 
 OVERLOADED: dict[str, Any] = {

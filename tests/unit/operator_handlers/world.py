@@ -25,7 +25,8 @@ from fairserve_operator.clients.sidecars import (
 )
 from fairserve_operator.decide.resources import ObjectKey, Resource
 from fairserve_operator.errors import ApiServerError, ConflictError
-from fairserve_operator.handlers.delivery import Lanes, Pace
+from fairserve_operator.handlers.delivery import Pace
+from fairserve_operator.handlers.lanes import Lanes
 from fairserve_operator.handlers.pools import World
 from fairserve_operator.handlers.store import Pod, Store
 from fairserve_operator.handlers.tasks import Tasks

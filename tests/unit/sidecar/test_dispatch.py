@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from fairserve.core import Call, Dispatched, DispatchWindow, Outcome, Scheduler, Settings, Usage
 from fairserve.sidecar.dispatch import Dispatcher
 from fairserve.sidecar.metrics import Metrics
@@ -28,7 +26,7 @@ class Waiting:
 
 def test_a_call_that_cannot_be_sent_keeps_no_slot_and_stops_no_other(caplog):
     window = DispatchWindow(maximum=1, initial=1)
-    dispatcher = Dispatcher(Scheduler(Settings(), random.Random(1)), window, Metrics(), clock=lambda: 0.0)
+    dispatcher = Dispatcher(Scheduler(Settings()), window, Metrics(), clock=lambda: 0.0)
     calls = [Waiting(dispatcher), *(Waiting(dispatcher, fails=True) for _ in range(3)), Waiting(dispatcher)]
     for call in calls:
         assert dispatcher.submit(call) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any, cast
 
 import pytest
@@ -48,7 +47,7 @@ class Rig:
     def __init__(self) -> None:
         self.now = 100.0
         self.engine = Engine()
-        scheduler = Scheduler(Settings(), random.Random(1))
+        scheduler = Scheduler(Settings())
         self.dispatcher = Dispatcher(scheduler, DispatchWindow(), Metrics(), lambda: self.now)
         pool = cast("UpstreamPool", self.engine)
         self.watch = EngineWatch(pool, self.dispatcher, 0.25, lambda: self.now)

@@ -261,9 +261,7 @@ def test_restarts_of_one_pod_go_on_each_from_its_own_snapshot():
     restarts = (Restart(10.0, 0, 3.0), Restart(11.0, 0, 3.0), Restart(11.0, 0, 3.0), Restart(12.0, 0, 0.5))
     restored: list[tuple[float, float]] = []
     world = scenario(users("a", 4, 2.0), faults=Faults(restarts=restarts))
-    recording = simulate(
-        world, "FairServe", lambda *given: Dated(SCHEDULERS["FairServe"](*given), restored), 1
-    )
+    recording = simulate(world, "FairServe", lambda given: Dated(SCHEDULERS["FairServe"](given), restored), 1)
     assert restored == [(7.0, 10.0), (8.0, 11.0), (8.0, 11.0), (11.5, 12.0)]
     assert {call.fate for call in recording.calls} == {Fate.SERVED}
 

@@ -15,6 +15,7 @@ from fairserve_operator.api.v1alpha1.application import (
     Profile,
 )
 from fairserve_operator.api.v1alpha1.fields import InteractionLimit, SecretKeyRef, duration_s, size_bytes
+from fairserve_operator.api.v1alpha1.prometheus import Prometheus, PrometheusAuth, PrometheusTls
 from fairserve_operator.api.v1alpha1.servingpool import (
     DEFAULT_SIGNALS,
     Builtin,
@@ -23,9 +24,6 @@ from fairserve_operator.api.v1alpha1.servingpool import (
     OverloadSignal,
     PoolQueue,
     PoolRef,
-    Prometheus,
-    PrometheusAuth,
-    PrometheusTls,
     Scheduler,
     Selector,
     ServingPoolSpec,

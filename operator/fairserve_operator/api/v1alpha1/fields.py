@@ -77,6 +77,11 @@ def binds_rule(small: str, large: str) -> tuple[str, str]:
     )
 
 
+def one_of_rule(one: str, other: str) -> tuple[str, str]:
+    """Exactly one of two fields is set: in CEL, with its message."""
+    return f"has(self.{one}) != has(self.{other})", f"exactly one of {one}, {other} is allowed"
+
+
 def _is_positive(text: str) -> str:
     if duration_s(text) <= 0:
         raise ValueError("must be longer than 0s")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from fairserve_operator.api.v1alpha1.fields import (
+    OWN_HEADER_PREFIX,
     CommonStatus,
     Count,
     Duration,
@@ -23,6 +24,7 @@ from fairserve_operator.api.v1alpha1.fields import (
     binds_rule,
     cel,
     never_binds,
+    one_of_rule,
     size_bytes,
 )
 
@@ -40,18 +42,17 @@ RESERVED_HEADERS = (
     "upgrade",
     "x-api-key",
 )
-RESERVED_HEADER_PREFIX = "x-fairserve-"
 
 _HEADER_MESSAGE = "is a header with a meaning of its own; choose another"
 _KINDS = ("apiKey", "header", "jwt", "serviceAccount")
 _ONE_KIND = f"exactly one of {', '.join(_KINDS)} is allowed"
-_ONE_SOURCE = "exactly one of jwksUri, jwksSecretRef is allowed"
+_ONE_SOURCE = one_of_rule("jwksUri", "jwksSecretRef")
 _CLAIM_AND_VALUE = "claim and value go together"
 _USER_BELOW_TENANT = binds_rule("perUser", "total")
 _USER_REQUESTS = "maxRequestsPerUser must not exceed maxRequests"
 _USER_BYTES = "maxBytesPerUser must not exceed maxBytes"
-_NAMES_XOR_SELECTOR = "exactly one of names, selector is allowed"
-_HEADER_XOR_FIELD = "exactly one of header, bodyField is allowed"
+_NAMES_XOR_SELECTOR = one_of_rule("names", "selector")
+_HEADER_XOR_FIELD = one_of_rule("header", "bodyField")
 _SAID_TWICE = "an entry is there twice"
 _PINNED_IS_LISTED = "the application of an apiKey in identity must be among applications.names"
 
@@ -91,7 +92,7 @@ class HeaderIdentity(Model):
             json_schema_extra=cel(
                 (
                     f"!(self.lowerAscii() in {list(RESERVED_HEADERS)!r}) "
-                    f"&& !self.lowerAscii().startsWith('{RESERVED_HEADER_PREFIX}')",
+                    f"&& !self.lowerAscii().startsWith('{OWN_HEADER_PREFIX}')",
                     _HEADER_MESSAGE,
                 )
             ),
@@ -102,7 +103,7 @@ class HeaderIdentity(Model):
     @model_validator(mode="after")
     def _is_free(self) -> Self:
         name = self.name.lower()
-        if name in RESERVED_HEADERS or name.startswith(RESERVED_HEADER_PREFIX):
+        if name in RESERVED_HEADERS or name.startswith(OWN_HEADER_PREFIX):
             raise ValueError(f"name: {self.name} {_HEADER_MESSAGE}")
         return self
 
@@ -116,7 +117,7 @@ ClaimPath = Annotated[
 class JwtIdentity(
     Model,
     json_schema_extra=cel(
-        ("has(self.jwksUri) != has(self.jwksSecretRef)", _ONE_SOURCE),
+        _ONE_SOURCE,
         ("has(self.claim) == has(self.value)", _CLAIM_AND_VALUE),
     ),
 ):
@@ -164,7 +165,7 @@ class JwtIdentity(
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if (self.jwks_uri is None) == (self.jwks_secret_ref is None):
-            raise ValueError(_ONE_SOURCE)
+            raise ValueError(_ONE_SOURCE[1])
         if (self.claim is None) != (self.value is None):
             raise ValueError(_CLAIM_AND_VALUE)
         return self
@@ -285,9 +286,7 @@ class ApplicationSelector(Model):
     )
 
 
-class TenantApplications(
-    Model, json_schema_extra=cel(("has(self.names) != has(self.selector)", _NAMES_XOR_SELECTOR))
-):
+class TenantApplications(Model, json_schema_extra=cel(_NAMES_XOR_SELECTOR)):
     """Which Applications, by name or by label."""
 
     names: (
@@ -309,13 +308,11 @@ class TenantApplications(
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.names is None) == (self.selector is None):
-            raise ValueError(_NAMES_XOR_SELECTOR)
+            raise ValueError(_NAMES_XOR_SELECTOR[1])
         return self
 
 
-class UserSource(
-    Model, json_schema_extra=cel(("has(self.header) != has(self.bodyField)", _HEADER_XOR_FIELD))
-):
+class UserSource(Model, json_schema_extra=cel(_HEADER_XOR_FIELD)):
     """One place in which a call may name its user. Exactly one of the fields is set."""
 
     header: UserHeader | None = Field(
@@ -334,7 +331,7 @@ class UserSource(
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.header is None) == (self.body_field is None):
-            raise ValueError(_HEADER_XOR_FIELD)
+            raise ValueError(_HEADER_XOR_FIELD[1])
         return self
 
 

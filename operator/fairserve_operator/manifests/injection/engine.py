@@ -296,21 +296,29 @@ def _served_port(container: Container, line: CommandLine, stated: int | None) ->
 
 def _number(container: Container, text: str, field: str) -> int:
     variable = _EXPANSION.fullmatch(text) or re.fullmatch(r"\$\{?(\w+)\}?", text)
-    value = container.literal(variable[1]) if variable else text
-    if value is None or not re.fullmatch(r"[0-9]{1,5}", value) or not 1 <= int(value) <= 65535:
+    port = _port(container.literal(variable[1]) if variable else text)
+    if port is None:
         raise RefusedError(
             field, f"--port: {text!r} is no number from 1 to 65535 that is written in this container"
         )
-    return int(value)
+    return port
+
+
+def _port(text: str | None) -> int | None:
+    """The port that is written there; None where none is."""
+    if text is None or not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        return None
+    return int(text)
 
 
 def _annotated_port(template: Template, annotation: str) -> int | None:
     text = template.metadata.annotations.get(annotation)
     if text is None:
         return None
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+    port = _port(text)
+    if port is None:
         raise RefusedError(f"metadata.annotations[{annotation}]", f"{text!r} is no number from 1 to 65535")
-    return int(text)
+    return port
 
 
 def _declared_port(container: Container, field: str, engine_port: int) -> int:
