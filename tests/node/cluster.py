@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import yaml
 
 from fairserve.local.load import ClientClass, Load
-from tests.parts import cache, images
+from tests.parts import cache, controlplane, helm, images
 from tests.parts.helm import CHART, Helm
 from tests.parts.loopback import Client
 from tests.parts.process import poll
@@ -25,6 +28,22 @@ DEADLINE_S = 120.0
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
+def readme_commands():
+    """What the README tells to install fairserve, but for what has been done for the node: images are there.
+
+    There is no Prometheus operator here, and two cores must bear the requests of three sidecars.
+    """
+    section = (cache.REPOSITORY / "README.md").read_text().partition("## Install on a cluster\n")[2]
+    block = section.partition("```\n")[2].partition("```")[0].replace("\\\n", "\\\n ")
+    commands = re.split(r"\n(?! )", block.strip())
+    assert commands[0].startswith("for image in operator sidecar")
+    monitoring = ",monitoring.podMonitor.enabled=true"
+    assert monitoring in commands[1]
+    registry, _, _ = images.name("x").rpartition("/")
+    small = ",sidecar.cpu=50m,sidecar.memory=256Mi"
+    return [each.replace("REGISTRY", registry).replace(monitoring, small) for each in commands[1:]]
+
+
 class Cluster:
     """A node's cluster, as an administrator sees it who has helm and kubectl."""
 
@@ -33,6 +52,24 @@ class Cluster:
         self.control_plane = node.control_plane
         self.helm = Helm(directory, node.control_plane.kubeconfig)
         self.namespace = namespace
+        self._kubeconfig = directory / "kubeconfig"
+        config = json.loads(node.control_plane.kubeconfig.read_text())
+        config["contexts"][0]["context"]["namespace"] = namespace
+        self._kubeconfig.write_text(json.dumps(config))
+
+    def shell(self, command):
+        """Run a command as it is read, in the repository, by somebody who works in the namespace."""
+        programs = (controlplane.ensure_programs(), helm.ensure_programs())
+        path = ":".join([*map(str, programs), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "KUBECONFIG": str(self._kubeconfig)}
+        environment |= {
+            f"HELM_{kind}_HOME": str(self._kubeconfig.parent) for kind in ("CACHE", "CONFIG", "DATA")
+        }
+        words = ["bash", "-euo", "pipefail", "-c", command]
+        finished = subprocess.run(
+            words, cwd=cache.REPOSITORY, env=environment, capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 0, f"{command}: {finished.stdout}{finished.stderr}"
 
     def kubectl(self, *args, stdin=None):
         return self.control_plane.kubectl("-n", self.namespace, *args, stdin=stdin)

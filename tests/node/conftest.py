@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.node.cluster import SYSTEM, Cluster
+from tests.node.cluster import SYSTEM, Cluster, readme_commands
 from tests.parts.node import Node
 from tests.parts.process import poll
 
@@ -25,19 +25,22 @@ def cluster(node, tmp_path_factory):
     made.create_namespace(made.namespace)
     made.apply_prometheus()
     started = time.monotonic()
+    commands = readme_commands()
     try:
-        made.install()
-        print(f"\nhelm install --wait: {time.monotonic() - started:.1f} s")
         made.apply_vllm()
-        label = '{"spec": {"template": {"metadata": {"labels": {"fairserve.dev/inject": "llm"}}}}}'
-        made.kubectl("patch", "deployment", "vllm", "--patch", label)
-        made.apply_example()
+        for command in commands:
+            began = time.monotonic()
+            made.shell(command)
+            print(f"\n{time.monotonic() - began:5.1f} s  {command.partition(chr(10))[0]}", end="")
         made.rolled_out("vllm")
         poll(lambda: made.ask("team-a"), 60.0, "the first answer")
     except BaseException:
         made.diagnose()
         raise
-    print(f"from nothing to the first fair answer, 6 commands: {time.monotonic() - started:.1f} s")
+    # Besides: vLLM's own manifest, `kubectl rollout status`, and the call itself.
+    count, took = len(commands) + 3, time.monotonic() - started
+    print(f"\nfrom nothing to the first answer, {count} commands: {took:.1f} s (goal: 10, 120 s)")
+    assert count <= 10
     return made
 
 
