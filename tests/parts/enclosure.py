@@ -110,7 +110,8 @@ def _inside(command: Sequence[str]) -> int:
     while True:
         pid, status = os.wait()
         if pid == child.pid:
-            return os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
 
 
 def _shadow_sysctls(state: Path) -> None:
@@ -212,7 +213,8 @@ def main(arguments: Sequence[str]) -> int:
             return _inside(arguments[1:])
         if not arguments:
             raise EnclosureError("usage: python -m tests.parts.enclosure COMMAND [ARGUMENT …]")
-        return run(arguments)
+        status = run(arguments)
+        return status if status >= 0 else 128 - status  # as a shell says that a signal ended it
     except (EnclosureError, subprocess.CalledProcessError) as error:
         print(f"enclosure: {error}", file=sys.stderr)
         return 2
