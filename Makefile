@@ -84,6 +84,24 @@ bench-soak: $(STAMP) $(COMPILED) ## The sidecar under mixed calls for MINUTES (1
 paper: $(STAMP) $(COMPILED) ## The paper's experiments on the simulator: docs/paper.md, build/bench/paper.json; TRACES=DIR adds public traces.
 	PYTHONPATH=$(COMPILED) $(BIN)/python -m bench.paper $(if $(TRACES),--traces $(TRACES))
 
+# Whichever is installed and has an engine; flags for its `build` in IMAGE_FLAGS.
+ENGINE ?= $(shell for engine in docker podman; do $$engine info >/dev/null 2>&1 && echo $$engine && break; done)
+IMAGE_FLAGS ?=
+TAG ?= $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' serving/fairserve/__init__.py)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+.PHONY: images
+images: ## The images fairserve-operator and fairserve-sidecar, with docker or podman; TAG= (the version), ENGINE=, IMAGE_FLAGS=.
+	test -n "$(ENGINE)" || { echo "images are built with docker or podman, and neither works here" >&2; exit 1; }
+	for image in operator sidecar; do \
+		$(ENGINE) build $(IMAGE_FLAGS) --target $$image --build-arg VERSION=$(TAG) --build-arg REVISION=$(REVISION) \
+			--tag fairserve-$$image:$(TAG) .; \
+	done
+
+.PHONY: e2e-node
+e2e-node: $(STAMP) ## The images and the chart on a real kubelet, in a network of its own; needs root (installs containerd, podman and others with apt-get).
+	$(BIN)/python -m tests.parts controlplane helm prometheus node images
+	$(BIN)/python -m tests.parts.enclosure $(BIN)/pytest tests/node
+
 .PHONY: check
 check: lint types imports generated test ## Exactly what CI runs.
 

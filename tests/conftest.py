@@ -22,6 +22,14 @@ _SUITES = ("e2e", "integration", "simulation", "property", "unit")
 _ENGINE = {"test_local_vllm"}
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave the tests of a real node out unless they are named: they need root, and `make e2e-node`."""
+    named = any(
+        (_HERE / "node") in (Path(arg).resolve(), *Path(arg).resolve().parents) for arg in config.args
+    )
+    return True if collection_path == _HERE / "node" and not named else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not hasattr(config, "workerinput"):  # one process alone, which keeps the order anyway
         return

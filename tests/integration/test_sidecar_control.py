@@ -471,7 +471,7 @@ async def test_an_answer_that_begins_while_it_stops_is_its_connections_last(tmp_
         await stopping
 
 
-async def test_a_call_that_arrives_while_it_stops_is_503(tmp_path, engine):
+async def test_a_call_that_arrives_while_it_stops_is_served_as_its_connections_last(tmp_path, engine):
     async with (
         running_sidecar(tmp_path, engine, document()) as sidecar,
         await Client.connect(sidecar.data_address) as client,
@@ -483,10 +483,40 @@ async def test_a_call_that_arrives_while_it_stops_is_503(tmp_path, engine):
         await eventually(lambda: sidecar.proxy.draining, "it stops")
         client.writer.write(b"}")
         answer = await client.answer()
-        assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "shutting_down")
-        assert (answer.header("connection"), int(answer.header("retry-after")) >= 1) == ("close", True)
+        assert (answer.status, answer.header("connection")) == (200, "close")
         await stopping
-    assert engine.completions == []
+    assert len(engine.completions) == 1
+
+
+async def test_a_connection_that_was_promised_to_stay_takes_one_more_call_while_it_stops(tmp_path, engine):
+    """What the client sends then is on its way already: closed at once it would be reset."""
+    finish = asyncio.Event()
+
+    async def stream(seen: Seen, reply: Reply) -> None:
+        await reply.begin_events()
+        await finish.wait()
+        await reply.chunk(b"data: [DONE]\n\n")
+        await reply.end()
+
+    engine.behaviour = stream
+    async with (
+        running_sidecar(tmp_path, engine, document()) as sidecar,
+        await Client.connect(sidecar.data_address) as streaming,
+        await Client.connect(sidecar.data_address) as idle,
+    ):
+        streaming.call(KEY_A, {"stream": True})
+        await eventually(lambda: len(engine.completions) == 1, "a call runs")
+        stopping = asyncio.create_task(sidecar.stop(grace_s=30))
+        await eventually(lambda: sidecar.proxy.draining, "it stops")
+        finish.set()
+        first = await streaming.answer()
+        assert (first.status, first.header("connection")) == (200, None)
+        for client in (streaming, idle):
+            client.call(KEY_A, {"stream": True})
+            answer = await client.answer()
+            assert (answer.status, answer.header("connection")) == (200, "close")
+        await stopping
+    assert len(engine.completions) == 3
 
 
 async def test_engine_that_is_not_healthy_is_not_ready(engine, sidecar):

@@ -158,19 +158,6 @@ async def test_long_body_is_not_waited_for_before_there_is_a_configuration(tmp_p
         assert answer.header("retry-after") is not None
 
 
-async def test_long_body_is_not_waited_for_while_the_pod_stops(tmp_path, engine):
-    async with unasked_for_more(tmp_path, engine, document()) as sidecar:
-        async with await Client.connect(sidecar.data_address) as client:
-            client.writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + b"x" * 2_000)
-            await eventually(lambda: any(c.in_use for c in sidecar._server.connections), "it arrives")
-            stopping = asyncio.create_task(sidecar.stop(5.0))
-            await eventually(lambda: sidecar.proxy.draining, "it stops")
-            client.writer.write(b"\r\nbb8\r\n" + b"x" * 3_000)
-            answer = await client.answer()
-            assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "shutting_down")
-        await stopping
-
-
 async def test_callers_long_bodies_arrive_whole_and_so_do_those_that_cost_nothing(tmp_path, engine):
     body = b"{" + b" " * 8_998 + b"}"
     chunks = [b"bb8\r\n%b\r\n" % body[at : at + 3_000] for at in (0, 3_000, 6_000)]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.parts import cache, controlplane, envoy, helm, prometheus, vllm
+from tests.parts import cache, controlplane, envoy, helm, images, prometheus, vllm
 
 _PARTS: dict[str, Callable[[], Path]] = {
     "controlplane": controlplane.ensure_programs,
@@ -16,6 +16,11 @@ _PARTS: dict[str, Callable[[], Path]] = {
     "helm": helm.ensure_programs,
     "prometheus": prometheus.ensure_programs,
     "vllm": vllm.ensure_env,
+}
+#: Only when they are named: a real node installs Debian packages and needs root.
+_ON_REQUEST: dict[str, Callable[[], Path]] = {
+    "node": controlplane.ensure_node_programs,
+    "images": images.ensure_archive,
 }
 
 
@@ -27,16 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Each is done once and kept in $FAIRSERVE_CACHE (~/.cache/fairserve when unset).",
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="part", help=f"{', '.join(_PARTS)} (all when none is named)"
+        "parts",
+        nargs="*",
+        metavar="part",
+        help=f"{', '.join(_PARTS)} (all these when none is named), {', '.join(_ON_REQUEST)}",
     )
     named = parser.parse_args(arguments).parts
-    unknown = sorted(set(named) - set(_PARTS))
+    known = _PARTS | _ON_REQUEST
+    unknown = sorted(set(named) - set(known))
     if unknown:
-        parser.error(f"no such part: {', '.join(unknown)} (there are {', '.join(_PARTS)})")
+        parser.error(f"no such part: {', '.join(unknown)} (there are {', '.join(known)})")
     for part in dict.fromkeys(named or _PARTS):
         started = time.monotonic()
         try:
-            path = _PARTS[part]()
+            path = known[part]()
         except cache.BuildError as error:
             cache.say(f"{part}: {error}")
             return 1

@@ -1,9 +1,9 @@
 """A current Kubernetes control plane: etcd, API server and controller manager as processes on loopback.
 
-There is no scheduler and no kubelet. Pods are made with `fake_pod`, which writes the status that a kubelet
-would write, so that servers listening on 127.0.0.N stand for them. Two things that follow: the objects of
-Services (EndpointSlices) list none of these Pods, since Kubernetes allows no loopback address in them, and
-whoever deletes a Pod gracefully waits until somebody deletes it for good.
+There is no scheduler and no kubelet (`tests.parts.node` has them). Pods are made with `fake_pod`, which
+writes the status that a kubelet would write, so that servers listening on 127.0.0.N stand for them. Two
+things that follow: the objects of Services (EndpointSlices) list none of these Pods, since Kubernetes allows
+no loopback address in them, and whoever deletes a Pod gracefully waits until somebody deletes it for good.
 """
 
 from __future__ import annotations
@@ -44,21 +44,38 @@ _START_DEADLINE_S = 120.0
 _ADVERTISED = "10.250.0.1"
 
 
+#: A real node's, from the same module.
+_NODE_PROGRAMS = {
+    "kubelet": "k8s.io/kubernetes/cmd/kubelet",
+    "kube-proxy": "k8s.io/kubernetes/cmd/kube-proxy",
+    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+}
+
+
 def ensure_programs() -> Path:
     """Return the cached folder with etcd, kube-apiserver, kube-controller-manager and kubectl."""
+    announcement = (
+        "building kube-apiserver, kube-controller-manager, kubectl and etcd (about 8 minutes the first time)"
+    )
+    return golang.ensure("controlplane", MODULE, _PROGRAMS, announcement, ldflags=_ldflags())
+
+
+def ensure_node_programs() -> Path:
+    """Return the cached folder with kubelet, kube-proxy and kube-scheduler."""
+    announcement = "building kubelet, kube-proxy and kube-scheduler (about 3 minutes the first time)"
+    return golang.ensure("node", MODULE, _NODE_PROGRAMS, announcement, ldflags=_ldflags())
+
+
+def _ldflags() -> str:
     required = re.compile(r"^\s*(?:require )?k8s\.io/kubernetes (v(\d+)\.(\d+)\.\S+)", re.MULTILINE)
     found = required.search((MODULE / "go.mod").read_text())
     if found is None:
         raise cache.BuildError(f"{MODULE / 'go.mod'} requires no k8s.io/kubernetes")
     # Without these the server calls itself v0.0.0 and kubectl warns about the distance.
     values = zip(("gitVersion", "gitMajor", "gitMinor"), found.groups(), strict=True)
-    ldflags = " ".join(
+    return " ".join(
         ["-s -w", *(f"-X k8s.io/component-base/version.{name}={value}" for name, value in values)]
     )
-    announcement = (
-        "building kube-apiserver, kube-controller-manager, kubectl and etcd (about 8 minutes the first time)"
-    )
-    return golang.ensure("controlplane", MODULE, _PROGRAMS, announcement, ldflags=ldflags)
 
 
 class KubectlError(RuntimeError):
@@ -72,8 +89,12 @@ class ControlPlane:
     all files stay there after the end; without, they live in a temporary folder.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
-        """Prepare the files and the processes; builds the programs if they are not in the cache."""
+    def __init__(self, directory: Path | None = None, *, node_address: str | None = None) -> None:
+        """Prepare the files and the processes; builds the programs if they are not in the cache.
+
+        With `node_address` it listens there, so that Pods reach it through the Service `kubernetes`, and its
+        Pods are expected to be real.
+        """
         programs = ensure_programs()
         self._temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="fairserve-controlplane-"))
@@ -94,7 +115,8 @@ class ControlPlane:
         etcd_url = f"http://127.0.0.1:{etcd_port}"
         self._etcd_client = Client(etcd_url)
         self._etcd_data = self.directory / "etcd"
-        self.url = f"https://127.0.0.1:{port}"
+        address = node_address or "127.0.0.1"
+        self.url = f"https://{address}:{port}"
         self.etcd = Process(
             "etcd",
             [
@@ -111,8 +133,8 @@ class ControlPlane:
             "kube-apiserver",
             [
                 programs / "kube-apiserver",
-                "--bind-address=127.0.0.1",
-                f"--advertise-address={_ADVERTISED}",
+                f"--bind-address={address}",
+                f"--advertise-address={node_address or _ADVERTISED}",
                 f"--secure-port={port}",
                 f"--etcd-servers={etcd_url}",
                 f"--cert-dir={self.ca_file.parent}",
@@ -123,7 +145,8 @@ class ControlPlane:
                 "--service-cluster-ip-range=10.96.0.0/16",
                 "--authorization-mode=RBAC",
                 "--allow-privileged=true",
-                "--endpoint-reconciler-type=none",
+                f"--endpoint-reconciler-type={'lease' if node_address else 'none'}",
+                "--kubelet-preferred-address-types=InternalIP",
             ],
             self.directory / "kube-apiserver.log",
         )
@@ -138,7 +161,7 @@ class ControlPlane:
                 f"--root-ca-file={self.ca_file}",
                 "--use-service-account-credentials=true",
                 # It deletes Pods whose node does not exist, and none of the fake ones' does.
-                "--controllers=*,-pod-garbage-collector-controller",
+                f"--controllers=*{'' if node_address else ',-pod-garbage-collector-controller'}",
             ],
             self.directory / "kube-controller-manager.log",
         )

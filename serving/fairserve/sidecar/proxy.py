@@ -174,8 +174,8 @@ class Proxy:
         the whole answer that turns it away.
         """
         table = self.table
-        if table is None or self.draining:
-            return self._not_served(request, table)
+        if table is None:
+            return self._not_served(request)
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
         claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
@@ -225,8 +225,8 @@ class Proxy:
         self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
         self.metrics.experience.seen(session.call.tenant, session.call.user)
 
-    def _not_served(self, request: Request, table: IdentityTable | None) -> bytes:
-        reason = Unavailable.SHUTTING_DOWN if table is not None else Unavailable.NOT_READY
+    def _not_served(self, request: Request) -> bytes:
+        reason = Unavailable.NOT_READY
         if self.call_log is not None:
             self.call_log.denied(path_of(request.target), 503, reason.value)
         return self.unavailable(request, reason)

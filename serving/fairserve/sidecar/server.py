@@ -27,6 +27,9 @@ _LOG: Final = logging.getLogger(__name__)
 
 #: How long what a refused client still sends is read and thrown away.
 _LINGER_S: Final = 2.0
+#: While the server stops, a connection whose last answer did not say that it ends has this long for one more
+#: request. Closed at once it would meet that request on its way, and the client would see a reset connection.
+_LAST_CALL_S: Final = 1.0
 _SWEEP_S: Final = 1.0
 #: A body's pieces are joined when there are so many.
 _MOST_PIECES: Final = 1024
@@ -279,7 +282,7 @@ class Connection:
         self._busy = False
         if self._transport is None:
             return
-        if not reuse or self._server.stopping:
+        if not reuse:
             self._close(linger=False)
             return
         self.deadline = self._next_deadline()
@@ -347,10 +350,10 @@ class Connection:
         """Whether an answer is being made or a request arrives."""
         return not self._closing and (self._busy or self._stage is not _Stage.IDLE)
 
-    def close_if_idle(self) -> None:
-        """The server stops: nobody will be served here any more."""
-        if not self.in_use:
-            self._close(linger=False)
+    def last_call(self) -> None:
+        """The server stops: a client that waits with its next request must not wait long."""
+        if not self.in_use and not self._closing:
+            self.deadline = self._next_deadline()
 
     # -- inside -------------------------------------------------------------------------------------
 
@@ -426,7 +429,7 @@ class Connection:
         if self.paused:
             seconds = limits.stall_timeout_s
         elif self._stage is _Stage.IDLE:
-            seconds = limits.keep_alive_s
+            seconds = min(limits.keep_alive_s, _LAST_CALL_S) if self._server.stopping else limits.keep_alive_s
         else:
             seconds = limits.head_timeout_s if self._stage is _Stage.HEAD else limits.body_timeout_s
         return self._server.clock() + seconds
@@ -498,7 +501,7 @@ class Server:
         self.unasked_body_bytes = min(limits.unasked_body_bytes, limits.max_body_bytes)
         self.clock = clock
         self.connections: set[Connection] = set()
-        self.stopping = False  #: no connection outlives its current request
+        self.stopping = False  #: no connection is promised to outlive the answer that begins now
         self._emptied = asyncio.Event()
         self._server: Any = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -519,13 +522,13 @@ class Server:
         return Connection(self)
 
     def stop_accepting(self) -> None:
-        """Close the listening socket and the connections on which nothing goes on."""
+        """Close the listening socket, and in a moment the connections on which nothing goes on."""
         self.stopping = True
         if self._server is not None:
             self._server.close()
             self._server = None
         for connection in tuple(self.connections):
-            connection.close_if_idle()
+            connection.last_call()
 
     def cut(self) -> None:
         """End every answer now."""

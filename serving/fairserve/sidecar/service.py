@@ -125,7 +125,10 @@ class Sidecar:
         _LOG.info("serving on %s, control on %s", self.data_address, self.control_address)
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Accept nothing more, let what runs finish for up to `grace_s`, keep the state, and end."""
+        """Accept no connection more, let what runs finish for up to `grace_s`, keep the state, and end.
+
+        A call that comes over an open connection meanwhile is served, as the connection's last.
+        """
         self.proxy.draining = True
         self._server.stop_accepting()
         try:
