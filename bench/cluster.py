@@ -230,7 +230,7 @@ async def gather(calls: Iterable[Awaitable[Any]], at_once: int) -> None:
 def install(control_plane: ControlPlane) -> None:
     """Apply the custom resource definitions and wait until objects can be made."""
     control_plane.apply(ROOT / "crds")
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    control_plane.wait_for_definitions()
     for plural in ("tenants", "applications", "servingpools"):
         poll(lambda path=f"{_GROUP}/{plural}": control_plane.request("GET", path), 60.0, plural)  # type: ignore[misc]
 

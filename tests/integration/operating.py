@@ -62,7 +62,7 @@ def operator_process(kubeconfig: Path, log: Path, *options: str) -> Process:
 def install_custom_resources(control_plane: ControlPlane) -> None:
     """Apply the definitions and wait until objects can be made."""
     control_plane.apply(REPOSITORY / "crds")
-    control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    control_plane.wait_for_definitions()
     for plural in ("tenants", "applications", "servingpools"):
         path = f"/apis/fairserve.dev/v1alpha1/{plural}"
         poll(lambda path=path: control_plane.request("GET", path), DEADLINE_S, path)  # type: ignore[misc]

@@ -91,7 +91,7 @@ async def test_queries_count_the_calls_of_the_pool(tmp_path, start_prometheus):
 def scaled(api: ControlPlane) -> ControlPlane:
     """With KEDA's definition."""
     api.kubectl("apply", "--server-side", "-f", definitions.ensure("keda"))
-    api.kubectl("wait", "--for=condition=Established", "crd", "scaledobjects.keda.sh", "--timeout=60s")
+    api.wait_for_definitions()
     return api
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from fairserve_operator.api.v1alpha1 import API_VERSION
-from fairserve_operator.crdgen import KINDS
 from tests.integration.operating import DEADLINE_S, operator_process, until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.helm import CHART, Helm, HelmError
@@ -139,7 +138,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
             running.create_namespace(name)
         definitions = [_definition(*names, spec) for names, spec in _FOREIGN.items()]
         running.apply("\n---\n".join(json.dumps(each) for each in definitions))
-        running.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+        running.wait_for_definitions()
         yield running
 
 
@@ -219,8 +218,7 @@ def operator(release: Release, log: Path) -> Iterator[None]:
 def installed(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """The release, whose operator has run, and a Tenant that a user made."""
     release.helm("install")
-    names = [f"crd/{kind.plural}.fairserve.dev" for kind in KINDS]
-    release.cluster.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+    release.cluster.wait_for_definitions()
     tenant = {"apiVersion": API_VERSION, "kind": "Tenant", "metadata": {"name": "chat"}, "spec": {}}
     release.cluster.kubectl("apply", "--server-side", "-n", "team-a", "-f", "-", stdin=json.dumps(tenant))
     with operator(release, tmp_path_factory.mktemp("operator") / "operator.log"):

@@ -48,8 +48,7 @@ def prometheus(**fields: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def with_crds(control_plane: ControlPlane) -> ControlPlane:
     control_plane.kubectl("apply", "-f", REPOSITORY / "crds")
-    names = [f"crd/{kind.plural}.fairserve.dev" for kind in KINDS]
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+    control_plane.wait_for_definitions()
     return control_plane
 
 

@@ -39,7 +39,7 @@ def extended(api: ControlPlane) -> Iterator[ControlPlane]:
     api.kubectl("delete", "crd", INFERENCE_POOLS, "--ignore-not-found")
     for name in ("gateway-api", "inference-extension"):
         api.kubectl("apply", "--server-side", "-f", definitions.ensure(name))
-    api.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    api.wait_for_definitions()
     yield api
     api.kubectl("delete", "crd", INFERENCE_POOLS)
 

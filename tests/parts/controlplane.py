@@ -37,6 +37,7 @@ _PROGRAMS = {
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
 
+_DEFINITIONS_S = 60.0
 #: Long enough for a machine whose cores all build something else.
 _START_DEADLINE_S = 120.0
 
@@ -282,6 +283,19 @@ class ControlPlane:
             return self.kubectl(*command, manifests)
         return self.kubectl(*command, "-", stdin=manifests)
 
+    def wait_for_definitions(self) -> None:
+        """Wait until all custom resource definitions are established.
+
+        `kubectl wait` ends with an error where it looks at one before it has any condition.
+        """
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+        def established() -> bool:
+            found = self.request("GET", path)["items"]
+            return all("Established" in _true_conditions(each) for each in found)
+
+        poll(established, _DEFINITIONS_S, "all custom resource definitions are established")
+
     def create_namespace(self, name: str) -> None:
         """Create a namespace and wait until Pods can be created in it."""
         metadata = {"name": name}
@@ -408,6 +422,11 @@ class ControlPlane:
             "current-context": "test",
         }
         _write_private(path, json.dumps(config, indent=2))  # JSON is YAML.
+
+
+def _true_conditions(body: Mapping[str, Any]) -> list[str]:
+    conditions = body.get("status", {}).get("conditions") or ()
+    return [condition["type"] for condition in conditions if condition["status"] == "True"]
 
 
 def _pods_path(namespace: str) -> str:

@@ -141,10 +141,7 @@ class Stack:
     def __enter__(self) -> Self:
         """Create the resource definitions and the namespace, and start the operator."""
         self.control_plane.apply(_CRDS)
-        for plural in ("tenants", "applications", "servingpools"):
-            self.control_plane.kubectl(
-                "wait", "--for=condition=Established", f"crd/{plural}.fairserve.dev", "--timeout=30s"
-            )
+        self.control_plane.wait_for_definitions()
         self.control_plane.create_namespace(self.namespace)
         self._undo.callback(
             self.control_plane.kubectl,
