@@ -123,7 +123,7 @@ def _variants() -> Iterator[tuple[str, dict[str, Any]]]:
         "namespaces": [NAMESPACE, "team-a", "models"],
         **dict.fromkeys(("crds.enabled", "rbac.create", "webhook.enabled", "tests.enabled"), True),
         **dict.fromkeys(("serviceAccount.create", "operator.podDisruptionBudget.enabled"), True),
-        "operator.strategy": {"type": "Recreate", "rollingUpdate": None},
+        "operator.strategy": {"type": "Recreate"},
         "networkPolicy.sidecars.namespaces": ["team-a"],
         "fullnameOverride": "another",
     }

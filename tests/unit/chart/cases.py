@@ -167,7 +167,7 @@ CASES = [
     ),
     Case(
         "operator.strategy",
-        {"type": "Recreate", "rollingUpdate": None},
+        {"type": "Recreate"},
         _OPERATOR,
         "spec/strategy",
         {"type": "Recreate"},

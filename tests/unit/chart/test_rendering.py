@@ -402,3 +402,25 @@ def test_long_names_fit(helm: Helm) -> None:
 
     assert len(namespaced) > 5
     assert max(len(each["metadata"]["name"]) for each in namespaced) <= 63
+
+
+def test_nobody_scrapes_the_operator_where_nobody_is_named(helm: Helm) -> None:
+    """No peers at all would mean everybody."""
+    nobody: dict[str, Any] = {"networkPolicy.prometheus": [], "tests.enabled": False}
+    rendered = render(helm, {"networkPolicy.enabled": True, **nobody})
+
+    rules = rendered.at("NetworkPolicy/fairserve-operator", "spec/ingress")
+    (peers,) = (rule["from"] for rule in rules if rule["ports"][0]["port"] == "metrics")
+    assert peers
+
+
+def test_probes_and_budget_ask_what_they_are_for(helm: Helm) -> None:
+    rendered = render(helm, {"vllm.enabled": True})
+
+    (test_pod,) = (each for each in rendered.objects if each["kind"] == "Pod")
+    assert "/readyz" in json.dumps(test_pod)
+    startup = "spec/template/spec/containers/0/startupProbe/httpGet/path"
+    assert rendered.at("Deployment/fairserve-vllm", startup) == "/health"
+    # An operator that isn't ready keeps no node from being drained.
+    eviction = rendered.at("PodDisruptionBudget/fairserve-operator", "spec/unhealthyPodEvictionPolicy")
+    assert eviction == "AlwaysAllow"
