@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -396,3 +397,20 @@ async def test_window_follows_the_engine(tmp_path, engine):
         await eventually(lambda: len(engine.completions) == 20, "the window opens while nothing waits inside")
         go_on.set()
         assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\nvllm:half 1.0\n"])
+async def test_engine_that_hangs_does_not_keep_our_metrics_back(tmp_path, said):
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            await reader.read()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as hung:
+        port = hung.sockets[0].getsockname()[1]
+        async with running_sidecar(tmp_path, port, document()) as sidecar:
+            sidecar.proxy._metrics_page.timeout_s = 0.05
+            text = await asyncio.wait_for(scrape(sidecar), 10.0)
+            assert metric(text, "fairserve_engine_up") == 0
+            assert "vllm:half" not in text
