@@ -1,7 +1,7 @@
 """`GET /metrics` of the data port: the engine's text with ours behind it, in one scrape.
 
 Endpoint pickers read it twenty times a second, from each pod. Our text is written in the event loop that
-carries the calls, and with a thousand tenants that takes tens of milliseconds: one that was just written is
+carries the calls, and with a thousand tenants that takes ten milliseconds and more: one just written is
 given again, until writing costs no more than a small share of a core.
 """
 
@@ -23,7 +23,7 @@ from fairserve.sidecar.upstream import Failure, UpstreamPool
 _REUSE: Final = 20.0
 #: and for so many seconds at most.
 _OLDEST_S: Final = 1.0
-#: An engine that hangs says nothing; ours is wanted most just then, and who scrapes waits ten seconds or less.
+#: An engine that hangs says nothing; ours is wanted most just then, and a scrape must not take ten seconds.
 _ENGINE_TIMEOUT_S: Final = 2.0
 
 _ENGINE_WAITING: Final = """\
