@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from fairserve.sidecar.options import Limits
 from tests.fakes.engine import (
     DONE,
     FakeEngine,
@@ -314,8 +315,6 @@ async def test_slow_client_holds_a_bounded_buffer_and_gets_everything(engine, si
 
 
 async def test_unreachable_engine_lets_calls_wait_and_fails_one_with_retry_after(tmp_path):
-    from fairserve.sidecar.options import Limits
-
     async with FakeEngine() as engine:
         port = engine.port
         await engine.close()
@@ -414,3 +413,21 @@ async def test_engine_that_hangs_does_not_keep_our_metrics_back(tmp_path, said):
             text = await asyncio.wait_for(scrape(sidecar), 10.0)
             assert metric(text, "fairserve_engine_up") == 0
             assert "vllm:half" not in text
+
+
+async def test_who_leaves_before_the_call_was_sent_pays_nothing(tmp_path, engine):
+    async with running_sidecar(
+        tmp_path, engine, document(), limits=Limits(connect_timeout_s=60.0)
+    ) as sidecar:
+        await eventually(lambda: sidecar.watch.sample, "the engine is up")
+        assert engine._server is not None
+        engine._server.close()  # what is connected stays so, but a long call takes a new connection
+        client = await Client.connect(sidecar.data_address)
+        client.call(KEY_A, {"prompt": "x" * 70_000})
+        await eventually(lambda: sidecar.scheduler.running == 1, "the call tries to connect")
+        await client.leave()
+        await eventually(lambda: sidecar.scheduler.running == 0, "the call is given up")
+        text = sidecar.metrics.exposition().decode()
+        assert metric(text, "fairserve_requests_total", tenant="a", outcome="cancelled") == 1
+        assert metric(text, "fairserve_tokens_total", tenant="a", kind="input") == 0
+        assert metric(text, "fairserve_service_total", tenant="a") == 0

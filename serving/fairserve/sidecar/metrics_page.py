@@ -108,8 +108,7 @@ class MetricsAnswer(Forwarding):
         self._forget_timer()
 
     def _give_up(self) -> None:
-        if self._exchange is not None:
-            self._exchange.cancel()
+        self.cancel()
         self.failed(Failure.SILENT)
 
     def _forget_timer(self) -> None:
