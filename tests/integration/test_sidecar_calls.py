@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
 
+from fairserve.sidecar.options import Limits
 from tests.fakes.engine import (
     DONE,
     FakeEngine,
@@ -313,8 +315,6 @@ async def test_slow_client_holds_a_bounded_buffer_and_gets_everything(engine, si
 
 
 async def test_unreachable_engine_lets_calls_wait_and_fails_one_with_retry_after(tmp_path):
-    from fairserve.sidecar.options import Limits
-
     async with FakeEngine() as engine:
         port = engine.port
         await engine.close()
@@ -396,3 +396,38 @@ async def test_window_follows_the_engine(tmp_path, engine):
         await eventually(lambda: len(engine.completions) == 20, "the window opens while nothing waits inside")
         go_on.set()
         assert {answer.status for answer in await asyncio.gather(*calls)} == {200}
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\nvllm:half 1.0\n"])
+async def test_engine_that_hangs_does_not_keep_our_metrics_back(tmp_path, said):
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            await reader.read()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as hung:
+        port = hung.sockets[0].getsockname()[1]
+        async with running_sidecar(tmp_path, port, document()) as sidecar:
+            sidecar.proxy._metrics_page.timeout_s = 0.05
+            text = await asyncio.wait_for(scrape(sidecar), 10.0)
+            assert metric(text, "fairserve_engine_up") == 0
+            assert "vllm:half" not in text
+
+
+async def test_who_leaves_before_the_call_was_sent_pays_nothing(tmp_path, engine):
+    async with running_sidecar(
+        tmp_path, engine, document(), limits=Limits(connect_timeout_s=60.0)
+    ) as sidecar:
+        await eventually(lambda: sidecar.watch.sample, "the engine is up")
+        assert engine._server is not None
+        engine._server.close()  # what is connected stays so, but a long call takes a new connection
+        client = await Client.connect(sidecar.data_address)
+        client.call(KEY_A, {"prompt": "x" * 70_000})
+        await eventually(lambda: sidecar.scheduler.running == 1, "the call tries to connect")
+        await client.leave()
+        await eventually(lambda: sidecar.scheduler.running == 0, "the call is given up")
+        text = sidecar.metrics.exposition().decode()
+        assert metric(text, "fairserve_requests_total", tenant="a", outcome="cancelled") == 1
+        assert metric(text, "fairserve_tokens_total", tenant="a", kind="input") == 0
+        assert metric(text, "fairserve_service_total", tenant="a") == 0

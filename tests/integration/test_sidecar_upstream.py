@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 
 import pytest
 
@@ -186,3 +187,15 @@ async def test_who_left_is_not_served_again(engine):
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.get_running_loop().sock_accept(engine._listener), 0.2)
     assert not collected.outcome.done()
+
+
+async def test_a_reset_that_comes_long_after_is_no_sign_that_nothing_was_read(engine):
+    """A balancer between us and the engine resets what has been silent for minutes."""
+    await engine.serve_one()
+    second = engine.send()
+    await engine.read()
+    minutes_later = engine.pool.clock() + 120.0
+    engine.pool.clock = lambda: minutes_later
+    engine.connected[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    engine.connected[0].close()
+    assert await second() is Failure.BROKEN

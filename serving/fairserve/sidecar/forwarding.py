@@ -35,6 +35,7 @@ class Forwarding:
         self._unframed = False  #: the answer's length was not declared, so that more can be said at its end
         self._reuse = False
         self._begun = False  #: the head has been written to the client
+        self._unsent = False  #: it was cancelled while nothing of it lay with the engine
 
     def send(self, pool: UpstreamPool, data: bytes) -> None:
         """Send the request to the engine."""
@@ -90,17 +91,21 @@ class Forwarding:
 
     def client_left(self) -> None:
         """Stop the engine's work."""
-        if self._exchange is not None:
-            self._exchange.cancel()
-            self._exchange = None
+        self.cancel()
         self.left()
 
     def cut_short(self) -> None:
         """The pod stops: end the engine's work, and tell the client."""
         self.request.keep_alive = False
-        if self._exchange is not None:
-            self._exchange.cancel()
+        self.cancel()
         self.failed(Failure.STOPPED)
+
+    def cancel(self) -> None:
+        """End the engine's work."""
+        if self._exchange is not None:
+            self._unsent = self._exchange.opening is not None
+            self._exchange.cancel()
+            self._exchange = None
 
     def client_slow(self) -> None:
         """Stop reading."""

@@ -1,12 +1,13 @@
 """`GET /metrics` of the data port: the engine's text with ours behind it, in one scrape.
 
 Endpoint pickers read it twenty times a second, from each pod. Our text is written in the event loop that
-carries the calls, and with a thousand tenants that takes tens of milliseconds: one that was just written is
+carries the calls, and with a thousand tenants that takes ten milliseconds and more: one just written is
 given again, until writing costs no more than a small share of a core.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
@@ -16,12 +17,14 @@ from fairserve.sidecar.forwarding import Forwarding
 from fairserve.sidecar.messages import Request, ResponseHead, own_response
 from fairserve.sidecar.metrics import CONTENT_TYPE
 from fairserve.sidecar.server import Connection
-from fairserve.sidecar.upstream import Failure
+from fairserve.sidecar.upstream import Failure, UpstreamPool
 
 #: Our text serves for so many times as long as it took to write,
 _REUSE: Final = 20.0
 #: and for so many seconds at most.
 _OLDEST_S: Final = 1.0
+#: An engine that hangs says nothing; ours is wanted most just then, and a scrape must not take ten seconds.
+_ENGINE_TIMEOUT_S: Final = 2.0
 
 _ENGINE_WAITING: Final = """\
 # HELP fairserve_engine_requests_waiting Calls that wait inside the engine, by its own word.
@@ -45,6 +48,7 @@ class MetricsPage:
         self._queued = queued
         self._clock = clock
         self._spent = spent
+        self.timeout_s = _ENGINE_TIMEOUT_S  #: how long the engine may take
         self._written = b""
         self._until: float | None = None
 
@@ -65,7 +69,7 @@ class MetricsPage:
 
 
 class MetricsAnswer(Forwarding):
-    """The engine's metrics with ours behind them; ours alone if the engine has none."""
+    """The engine's metrics with ours behind them; ours alone if the engine has none, or not in time."""
 
     def __init__(
         self,
@@ -76,8 +80,14 @@ class MetricsAnswer(Forwarding):
     ) -> None:
         super().__init__(connection, request, unavailable)
         self._page = page
+        self._timer: asyncio.TimerHandle | None = None
         self._status = 0
         self._text: list[bytes] = []
+
+    def send(self, pool: UpstreamPool, data: bytes) -> None:
+        """Ask the engine, and don't wait for it for long."""
+        self._timer = asyncio.get_running_loop().call_later(self._page.timeout_s, self._give_up)
+        super().send(pool, data)
 
     def received(self, head: ResponseHead | None, data: bytes, *, ended: bool) -> None:
         """Collect."""
@@ -93,7 +103,21 @@ class MetricsAnswer(Forwarding):
         self._exchange = None
         self._answer(b"")
 
+    def left(self) -> None:
+        """Nobody wants to know."""
+        self._forget_timer()
+
+    def _give_up(self) -> None:
+        self.cancel()
+        self.failed(Failure.SILENT)
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _answer(self, engine_text: bytes) -> None:
+        self._forget_timer()
         reuse = self.request.keep_alive
         headers = [(b"content-type", CONTENT_TYPE.encode())]
         body = self._page.text(engine_text)

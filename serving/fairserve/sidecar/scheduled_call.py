@@ -81,9 +81,7 @@ class ScheduledCall(Forwarding):
 
     def could_not_go(self) -> None:
         """Something of ours failed while it was sent: nothing was computed."""
-        if self._exchange is not None:
-            self._exchange.cancel()
-            self._exchange = None
+        self.cancel()
         self.settle(Usage(0, 0), Outcome.FAILED)
         self.connection.write(problem_response(self.request, INTERNAL, reuse=False))
         self.connection.finished(reuse=False)
@@ -111,7 +109,7 @@ class ScheduledCall(Forwarding):
         ):
             self._heard, self._heard_at = heard, now
         elif now - self._heard_at >= most_s:
-            exchange.cancel()
+            self.cancel()
             self.failed(Failure.SILENT)
 
     def output_so_far(self, now: float) -> int:
@@ -242,8 +240,8 @@ class ScheduledCall(Forwarding):
         self._proxy.metrics.experience.lost(self.call.tenant, self.call.user)
 
     def _computed(self) -> Usage:
-        if self._judged and not self._begun:
-            return Usage(0, 0)  # It was turned away, as far as has been seen.
+        if self._unsent or (self._judged and not self._begun):
+            return Usage(0, 0)  # It had not been sent, or was turned away as far as has been seen.
         counted = self.output_so_far(self._proxy.clock())
         if self._events is None:
             return Usage(self.call.input_tokens, counted)

@@ -25,6 +25,9 @@ from fairserve.sidecar.options import Address
 _IDLE_S: Final = 3.0
 #: A longer request takes a new connection: what a kept one carries is held until it is answered.
 _MOST_KEPT: Final = 65_536
+#: A reset that comes later is rather that of a balancer in between, which forgets connections that are silent
+#: for minutes, with the engine computing behind it.
+_UNREAD_S: Final = 10.0
 _RETRY_S: Final = 0.05
 #: What one read may bring is what a stalled client can leave here; the kernel's own choice is megabytes.
 _RECEIVE_BYTES: Final = 32_768
@@ -106,6 +109,7 @@ class UpstreamConnection:
         self._ended = False
         self._surplus = False
         self._unheard: bytes | None = None  #: what was sent on it, kept, as long as nothing came back
+        self._sent_at = 0.0  #: when that was
         self._reusable = False  #: the engine keeps the connection after this answer
         self.idle_since = 0.0
 
@@ -122,6 +126,8 @@ class UpstreamConnection:
         self._begun = self._ended = self._reusable = False
         self._head = None
         self._unheard = exchange.data if kept else None
+        if kept:
+            self._sent_at = self._pool.clock()
         self._transport.write(exchange.data)
         exchange.data = b""
         if exchange.paused:
@@ -203,7 +209,11 @@ class UpstreamConnection:
             exchange.connection = None
             if exchange.receiver is not None:
                 exchange.receiver.received(None, b"", ended=True)
-        elif self._unheard is not None and (exc is None or isinstance(exc, ConnectionError)):
+        elif (
+            self._unheard is not None
+            and (exc is None or isinstance(exc, ConnectionError))
+            and self._pool.clock() - self._sent_at <= _UNREAD_S
+        ):
             # A kernel resets a connection that is closed with bytes unread, or gets some after its end. An
             # engine that has read all of a request, even one that is killed, leaves the usual end instead.
             exchange.data, self._unheard = self._unheard, None
@@ -297,7 +307,7 @@ class UpstreamPool:
     ) -> None:
         self._engine = engine
         self._connect_timeout_s = connect_timeout_s
-        self._clock = clock
+        self.clock = clock
         self._idle: deque[UpstreamConnection] = deque()
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -324,7 +334,7 @@ class UpstreamPool:
 
     def keep(self, connection: UpstreamConnection) -> None:
         """A connection is free again."""
-        connection.idle_since = self._clock()
+        connection.idle_since = self.clock()
         self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -335,7 +345,7 @@ class UpstreamPool:
 
     def reap(self) -> None:
         """Close connections that have been idle for too long. Call it about each second."""
-        horizon = self._clock() - _IDLE_S
+        horizon = self.clock() - _IDLE_S
         while self._idle and self._idle[0].idle_since <= horizon:
             self._idle[0].abort()
 
@@ -347,7 +357,7 @@ class UpstreamPool:
             self._idle[0].abort()
 
     def _kept(self) -> UpstreamConnection | None:
-        horizon = self._clock() - _IDLE_S
+        horizon = self.clock() - _IDLE_S
         while self._idle:
             connection = self._idle.pop()
             fresh = connection.idle_since > horizon
@@ -361,7 +371,7 @@ class UpstreamPool:
         return UpstreamConnection(self)
 
     async def _open(self, exchange: Exchange) -> None:
-        connected = await connect(self._protocol, self._engine, self._connect_timeout_s, self._clock)
+        connected = await connect(self._protocol, self._engine, self._connect_timeout_s, self.clock)
         exchange.opening = None
         connection = None if connected is None else cast("UpstreamConnection", connected[1])
         if connection is not None and connection.usable and exchange.receiver is not None:

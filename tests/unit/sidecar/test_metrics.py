@@ -130,3 +130,30 @@ def test_tenants_beyond_the_limit_have_together_what_each_has_and_no_weight():
     assert of_tenant(found, "fairserve_tenant_queue_oldest_wait_seconds")[OTHER] == MAX_TENANTS + 1
     assert of_tenant(found, "fairserve_tenant_users")[OTHER] == 2
     assert of_tenant(found, "fairserve_tenant_queue_wait_seconds_total")[OTHER] == 2
+
+
+def test_names_of_tenants_may_be_odd():
+    metrics, odd = Metrics(), 'a\\n"b"\n{c}\\'
+    metrics.calls(odd, odd).ended(Outcome.COMPLETED, Usage(10, 3, 4))
+    metrics.calls(odd, odd).refused(RefusalReason.USER_LIMIT, ThrottlingMode.ENFORCE)
+    metrics.serve(odd, 0.25)
+    metrics.tenants = lambda: [view(odd)]
+    found = samples(metrics)
+    for name in ("requests_total", "tokens_total", "refused_interactions_total"):
+        labels = next(dict(labels) for known, labels in found if known == f"fairserve_{name}")
+        assert (labels["tenant"], labels["application"]) == (odd, odd)
+    assert of_tenant(found, "fairserve_service_total") == {odd: 0.25}
+    assert of_tenant(found, "fairserve_tenant_weight") == {odd: 2}
+
+
+def test_tenants_leave_the_library_nothing_to_write():
+    """It takes ten times as long as we do, and calls wait for it."""
+    metrics = Metrics()
+    few = sum(len(family.samples) for family in metrics.collect())
+    for number in range(100):
+        metrics.calls(f"t{number}", "chat").ended(Outcome.COMPLETED, Usage(10, 3, 4))
+        metrics.serve(f"t{number}", 1.0)
+        metrics.waited(f"t{number}", 1.0)
+    metrics.tenants = lambda: [view(f"t{number}") for number in range(100)]
+    assert sum(len(family.samples) for family in metrics.collect()) == few
+    assert len(samples(metrics)) > 100 * 10
