@@ -173,7 +173,7 @@ class Proxy:
         """
         table = self.table
         if table is None:
-            return self._not_served(request)
+            return self._not_served(request, Unavailable.NOT_READY)
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
         claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
@@ -182,6 +182,11 @@ class Proxy:
         return table, named, claim, trusted
 
     def _open_session(self, connection: Connection, request: Request) -> Work | None:
+        if (
+            self.draining
+        ):  # It has no end of its own: the pod would stay for it, and then cut it all the same.
+            self._turn_away(connection, request, self._not_served(request, Unavailable.SHUTTING_DOWN))
+            return None
         known = self._authenticated(connection, request)
         if isinstance(known, bytes):
             self._turn_away(connection, request, known)
@@ -222,8 +227,7 @@ class Proxy:
         self.sessions.discard(session)
         self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
 
-    def _not_served(self, request: Request) -> bytes:
-        reason = Unavailable.NOT_READY
+    def _not_served(self, request: Request, reason: Unavailable) -> bytes:
         if self.call_log is not None:
             self.call_log.denied(path_of(request.target), 503, reason.value)
         return self.unavailable(request, reason)
