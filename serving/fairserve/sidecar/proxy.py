@@ -90,6 +90,8 @@ class Proxy:
         self.pace = Pace()
         self.chains = ResponseChains(rng)
         self.draining = False
+        #: From when on, on its clock, one that drains begins no more calls; None while it doesn't drain.
+        self.turns_away_at: float | None = None
         self.table: IdentityTable | None = None  #: of the running configuration; None before the first
         self.first_pause_s = FIRST_PAUSE_S  #: after an engine turned a call away
         self.engine_priority = engine_priority  #: the engine schedules by priority and is told ours
@@ -174,6 +176,8 @@ class Proxy:
         table = self.table
         if table is None:
             return self._not_served(request, Unavailable.NOT_READY)
+        if self.turns_away_at is not None and self.clock() >= self.turns_away_at:
+            return self._not_served(request, Unavailable.SHUTTING_DOWN)
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
         claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
