@@ -519,6 +519,33 @@ async def test_a_connection_that_was_promised_to_stay_takes_one_more_call_while_
     assert len(engine.completions) == 3
 
 
+async def test_a_call_that_arrives_late_while_it_stops_is_503(tmp_path, engine):
+    """It would be cut in the middle, where no client tries again by itself."""
+    go_on = asyncio.Event()
+    engine.behaviour = answers_after(go_on)
+    async with (
+        running_sidecar(tmp_path, engine, document()) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+        await Client.connect(sidecar.data_address) as late,
+    ):
+        client.call(KEY_A, {})
+        late.send("POST", "/v1/completions", {"Authorization": f"Bearer {KEY_A}", "Content-Length": "2"})
+        await eventually(lambda: len(engine.completions) == 1, "a call runs")
+        await eventually(lambda: sum(c.in_use for c in sidecar._server.connections) == 2, "one arrives")
+        stopping = asyncio.create_task(sidecar.stop(grace_s=30))
+        await eventually(lambda: sidecar.proxy.draining, "it stops")
+        assert sidecar.proxy.turns_away_at is not None
+        sidecar.proxy.turns_away_at -= 15.0
+        late.writer.write(b"{}")
+        answer = await late.answer()
+        assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "shutting_down")
+        assert (answer.header("connection"), int(answer.header("retry-after")) >= 1) == ("close", True)
+        go_on.set()
+        assert (await client.answer()).status == 200
+        await stopping
+    assert len(engine.completions) == 1
+
+
 async def test_engine_that_is_not_healthy_is_not_ready(engine, sidecar):
     await eventually(lambda: not sidecar.obstacles(), "it is ready")
     engine.healthy = False

@@ -348,3 +348,21 @@ async def test_stopping_ends_sessions_after_the_grace(tmp_path, engine):
         await stopping
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await client.reader.readexactly(1)
+
+
+async def test_no_session_is_opened_while_the_pod_stops(tmp_path, engine):
+    """A call over an open connection is served then, but a session has no end that the pod could wait for."""
+    async with (
+        running_sidecar(tmp_path, engine, document()) as sidecar,
+        await Client.connect(sidecar.data_address) as client,
+    ):
+        client.send("GET", "/version")
+        await client.answer()
+        stopping = asyncio.create_task(sidecar.stop(grace_s=30))
+        await eventually(lambda: sidecar.proxy.draining, "it stops")
+        handshake(client, KEY_A)
+        answer = await client.answer()
+        assert (answer.status, answer.header("x-fairserve-refused-reason")) == (503, "shutting_down")
+        assert int(answer.header("retry-after") or 0) >= 1
+        await stopping
+    assert not any(seen.target == REALTIME for seen in engine.seen)

@@ -91,6 +91,8 @@ class Proxy:
         self.pace = Pace()
         self.chains = ResponseChains(rng)
         self.draining = False
+        #: From when on, on its clock, one that drains begins no more calls; None while it doesn't drain.
+        self.turns_away_at: float | None = None
         self.table: IdentityTable | None = None  #: of the running configuration; None before the first
         self.first_pause_s = FIRST_PAUSE_S  #: after an engine turned a call away
         self.engine_priority = engine_priority  #: the engine schedules by priority and is told ours
@@ -175,7 +177,9 @@ class Proxy:
         """
         table = self.table
         if table is None:
-            return self._not_served(request)
+            return self._not_served(request, Unavailable.NOT_READY)
+        if self.turns_away_at is not None and self.clock() >= self.turns_away_at:
+            return self._not_served(request, Unavailable.SHUTTING_DOWN)
         trusted = self._trusts(connection, request, table)
         named = dict(request.headers)
         claim = table.authenticate(request.headers, named, self._memory(connection, table), trusted=trusted)
@@ -184,6 +188,11 @@ class Proxy:
         return table, named, claim, trusted
 
     def _open_session(self, connection: Connection, request: Request) -> Work | None:
+        if (
+            self.draining
+        ):  # It has no end of its own: the pod would stay for it, and then cut it all the same.
+            self._turn_away(connection, request, self._not_served(request, Unavailable.SHUTTING_DOWN))
+            return None
         known = self._authenticated(connection, request)
         if isinstance(known, bytes):
             self._turn_away(connection, request, known)
@@ -225,8 +234,7 @@ class Proxy:
         self.metrics.calls(session.call.tenant, session.call.application).ended(outcome)
         self.metrics.experience.seen(session.call.tenant, session.call.user)
 
-    def _not_served(self, request: Request) -> bytes:
-        reason = Unavailable.NOT_READY
+    def _not_served(self, request: Request, reason: Unavailable) -> bytes:
         if self.call_log is not None:
             self.call_log.denied(path_of(request.target), 503, reason.value)
         return self.unavailable(request, reason)

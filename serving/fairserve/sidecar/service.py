@@ -127,9 +127,11 @@ class Sidecar:
     async def stop(self, grace_s: float = 0.0) -> None:
         """Accept no connection more, let what runs finish for up to `grace_s`, keep the state, and end.
 
-        A call that comes over an open connection meanwhile is served, as the connection's last.
+        A call that comes over an open connection meanwhile is served, as the connection's last; later than
+        half of `grace_s` it would hardly end in time, and is told to go elsewhere.
         """
         self.proxy.draining = True
+        self.proxy.turns_away_at = self._clock() + grace_s / 2.0
         self._server.stop_accepting()
         try:
             async with asyncio.timeout(grace_s):
