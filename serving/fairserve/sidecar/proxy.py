@@ -188,9 +188,8 @@ class Proxy:
         return table, named, claim, trusted
 
     def _open_session(self, connection: Connection, request: Request) -> Work | None:
-        if (
-            self.draining
-        ):  # It has no end of its own: the pod would stay for it, and then cut it all the same.
+        if self.draining:
+            # It has no end of its own: the pod would stay for it, and then cut it all the same.
             self._turn_away(connection, request, self._not_served(request, Unavailable.SHUTTING_DOWN))
             return None
         known = self._authenticated(connection, request)
