@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from fairserve_operator.api.v1alpha1 import Builtin, ServingPoolSpec
 from fairserve_operator.clients.prometheus import Connection, PrometheusClient, Reading, Source
 from fairserve_operator.decide.signals import SIGNAL_LABEL, overload_plan
+from tests.fakes.exposition import served
 from tests.parts.process import poll
 from tests.parts.prometheus import Prometheus
 
@@ -31,31 +31,10 @@ WINDOW_S = 60.0
 
 @contextmanager
 def target(page: Page) -> Iterator[str]:
-    """Serve a /metrics page; gives its address."""
-    scraped = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = page(WINDOW_S if scraped.is_set() else 0.0).encode()
-            scraped.set()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """Serve a /metrics page, whose counters have grown from the second scrape on; gives its address."""
+    scrapes = itertools.count()
+    with served(lambda: page(WINDOW_S if next(scrapes) else 0.0)) as address:
+        yield address
 
 
 def ours(pool: str, wait_s: float = 0.0, saturation: float = 0.0) -> str:

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fairserve_operator.decide.signals import builtin_query
 from fairserve_operator.manifests.injection import Injected, Settings, inject
+from tests.fakes.exposition import served
 from tests.integration.operating import until
 from tests.parts.controlplane import ControlPlane
 from tests.parts.helm import Helm
@@ -59,28 +57,6 @@ def _run(
     control_plane.request("PATCH", f"{path}/{name}/status", {"status": status}, content_type=content)
 
 
-@contextmanager
-def _serving(address: str, text: str) -> Iterator[int]:
-    """Metrics at a port of an address."""
-
-    class Metrics(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer((address, 0), Metrics) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
-
-
 def test_prometheus_finds_what_the_operator_asks_for(
     control_plane: ControlPlane, namespace: str, helm: Helm, start_prometheus: Callable[..., Prometheus]
 ) -> None:
@@ -94,7 +70,7 @@ def test_prometheus_finds_what_the_operator_asks_for(
     with ExitStack() as stack:
         for number in (1, 2):
             address = f"127.77.{os.getpid() % 250}.{number}"
-            port = stack.enter_context(_serving(address, text))
+            port = int(stack.enter_context(served(lambda: text, address)).rpartition(":")[2])
             command = ["vllm", "serve", "m", f"--port={port}"]
             ports = [{"name": "http", "containerPort": port}, {"name": "other", "containerPort": 9}]
             vllm = {"name": "vllm", "image": "vllm/vllm-openai", "command": command, "ports": ports}

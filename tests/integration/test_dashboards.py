@@ -13,9 +13,8 @@ import sys
 import threading
 import urllib.error
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.fakes.exposition import served
 from tests.integration.operating import operator_process
 from tests.integration.sidecars import CHAT, KEY_A, KEY_B, TOKEN, document
 from tests.integration.sidecars import process as sidecar_process
@@ -91,31 +91,9 @@ class Traffic:
                 continue
 
 
-@contextmanager
-def renamed(url: str) -> Iterator[str]:
+def renamed(url: str) -> AbstractContextManager[str]:
     """Serve a sidecar's metrics with vLLM's names as Prometheus 2 stores them; gives the address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = Client(url).call("GET", "/metrics").replace("vllm:", "vllm_").encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class's name)
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return served(lambda: Client(url).call("GET", "/metrics").replace("vllm:", "vllm_"))
 
 
 def pool(prometheus: Prometheus) -> dict[str, Any]:
