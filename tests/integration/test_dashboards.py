@@ -116,7 +116,9 @@ def observed(api: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Ite
     api.create_namespace(NAMESPACE)
     with ExitStack() as stack:
         stack.callback(api.request, "DELETE", f"/api/v1/namespaces/{NAMESPACE}")
-        _, engine = stack.enter_context(running_emulator(folder, "--max-num-seqs", "1"))
+        # A call takes a second, several times as long as a caller's pause, so that some always wait.
+        slow = ("--max-num-seqs", "1", "--step-ms", "50")
+        _, engine = stack.enter_context(running_emulator(folder, *slow))
         engine_port = int(engine.rpartition(":")[2])
         sidecar = stack.enter_context(sidecar_process(folder, engine_port, port, "--max-window", "1"))
         listen = f"127.0.0.1:{own_port}"
