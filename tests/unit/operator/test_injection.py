@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +342,42 @@ def test_a_vllm_that_cannot_stand_behind_a_sidecar_is_refused(flags, why):
     message = refused(vllm(args=flags))
     assert message.startswith("spec.containers[0].args: ")
     assert why in message
+
+
+def test_a_command_longer_than_64_kib_is_refused_unread():
+    command = ["sh", "-c", "vllm serve m --seed "]
+    room = 64 * 1024 - sum(len(word) + 1 for word in command)
+    done(vllm(command=[*command[:2], command[2] + "1" * room]))
+    # If it were read, its quotes wouldn't match.
+    message = refused(vllm(command=[*command[:2], command[2] + "'" * (room + 1)]))
+    assert message.startswith("spec.containers[0]: command and args are longer than 65536 characters")
+    assert "fairserve.dev/engine-port" in message, "there is a way out"
+
+
+def _cost(read: Callable[[], object]) -> float:
+    """CPU time, in seconds, of this thread alone: the least of several."""
+    costs = []
+    for _ in range(7):
+        began = time.thread_time()
+        read()
+        costs.append(time.thread_time() - began)
+    return min(costs)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda size: ["sh", "-c", "vllm.entrypoints." * (size // 17)],
+        lambda size: ["sh", "-c", "vllm/entrypoints/" + "api_serve" * (size // 9)],
+        lambda size: ["sh", "-c", "vllm" + " " * size],
+        lambda size: ["sh", "-" + "c" * size + "!"],
+        lambda size: ["sh", "-c", "$(" * (size // 2)],
+    ],
+)
+def test_a_search_for_vllm_costs_no_more_than_its_length(command):
+    """Reading the square of it takes 16 times as long for four times the length."""
+    short, long = vllm(command=command(8_000)), vllm(command=command(32_000))
+    assert _cost(lambda: shows_vllm(long)) < 9 * _cost(lambda: shows_vllm(short))
 
 
 def _both() -> dict[str, Any]:

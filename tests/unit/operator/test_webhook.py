@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -14,7 +15,8 @@ from fairserve_operator.decide.admission import NoPool, Outcome, Pool
 from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Resource
 from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
 from fairserve_operator.handlers import webhook
-from fairserve_operator.handlers.webhook import Pools
+from fairserve_operator.handlers.measures import Measures
+from fairserve_operator.handlers.webhook import Pools, Webhook
 from fairserve_operator.options import OwnCertificate, webhook_options
 
 OWN = {"--webhook-service": "w", "--webhook-secret": "s", "--webhook-configuration": "c"}
@@ -143,3 +145,32 @@ async def test_few_are_asked_for_at_a_time_and_nobody_waits_long(monkeypatch):
     assert len(source.asked) == 2
     source.held.set()
     assert await pools.find("shop", "llm") == Pool(None)
+
+
+def a_webhook(source: FakeSource) -> Webhook:
+    options = webhook_options("a:1", given(webhook_certificate_dir=Path("/tls")))
+    return Webhook(source, "fairserve-system", (None,), options, Measures())
+
+
+def review(name: str = "p", **spec: Any) -> bytes:
+    """The creation of a Pod of pool `llm`."""
+    labels = {"fairserve.dev/inject": "llm"}
+    container = {"name": "vllm", "image": "vllm/vllm-openai"}
+    pod = {"metadata": {"name": name, "labels": labels}, "spec": {"containers": [container], **spec}}
+    kind = {"group": "", "version": "v1", "kind": "Pod"}
+    asked = {"uid": "u", "kind": kind, "operation": "CREATE", "namespace": "shop", "object": pod}
+    return json.dumps(
+        {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}
+    ).encode()
+
+
+async def test_the_loop_goes_on_while_a_large_pod_is_answered():
+    """Its other tasks renew the Lease."""
+    volumes = [{"name": "a"}] * 40_000
+    replying = asyncio.ensure_future(a_webhook(FakeSource(with_port(9001))).reply(review(volumes=volumes)))
+    turns = 0
+    while not replying.done():
+        turns += 1
+        await asyncio.sleep(0.001)
+    assert (await replying)[0] is Outcome.INJECTED
+    assert turns > 10, "in the loop itself it takes three or four"

@@ -32,6 +32,8 @@ _DEFAULT_PORT = 8000
 #: Ports below this are no outgoing connection's (`net.ipv4.ip_local_port_range`).
 _FIRST_EPHEMERAL = 32768
 _DISTANCE = 10_000
+#: Of a container's command and arguments, in characters: what is read takes a tenth of a second at most.
+_LONGEST_COMMAND = 64 * 1024
 #: Behind these a shell's variable is one value, as it is where the model stands, which is first.
 _ONE_WORD = frozenset(("", "--model", "--served-model-name", "--tensor-parallel-size", "--max-model-len"))
 #: Images that start vLLM's server by themselves, by the last part of their name.
@@ -156,6 +158,11 @@ def read_engine(template: Template, index: int, taken: frozenset[int]) -> Engine
 def read_command(container: Container, field: str) -> CommandLine:
     """How the container starts vLLM. Raises RefusedError if its arguments can't be told."""
     argv = [*container.command, *container.args]
+    if sum(len(word) + 1 for word in argv) > _LONGEST_COMMAND:
+        raise RefusedError(
+            field,
+            f"command and args are longer than {_LONGEST_COMMAND} characters, which nobody reads: {_BY_HAND}",
+        )
     if not container.command:
         return CommandLine(tuple(container.args), f"{field}.args", "python3")
     script = script_at(argv)
@@ -239,7 +246,7 @@ def _launch(words: Sequence[str]) -> tuple[int, str] | None:
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
         before = words[index - 1] if index else ""
-        if PurePosixPath(word).name == "vllm" and following == "serve":
+        if following == "serve" and word.rpartition("/")[2] == "vllm":
             return index + 2, "python3"
         if word == "-m" and re.fullmatch(r"vllm\.entrypoints\.[\w.]*api_server", following):
             return index + 2, before if _is_python(before) else "python3"
