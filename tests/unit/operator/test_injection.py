@@ -331,6 +331,8 @@ def test_a_script_that_is_not_understood_is_not_touched(script, why):
         (["--uds", "/tmp/s"], "--uds: vLLM serves on a Unix socket"),
         (["--ssl-keyfile=k"], "--ssl-keyfile: vLLM serves HTTPS"),
         (["--ssl_certfile=k"], "--ssl-certfile: vLLM serves HTTPS"),
+        (["--grpc"], "--grpc: vLLM serves gRPC on its port in place of HTTP"),
+        (["--grpc_port=50051"], "--grpc-port: callers of vLLM's gRPC services"),
         (["--headless"], "--headless: this vLLM serves no API"),
         (["--data-parallel-multi-port-external-lb"], "several ports"),
         (["--port", "http"], "--port: 'http' is no number"),

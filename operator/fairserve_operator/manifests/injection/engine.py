@@ -45,6 +45,9 @@ _IMPOSSIBLE: Mapping[str, str] = {
     "--uds": "vLLM serves on a Unix socket, the sidecar speaks to a port: take the flag out",
     "--ssl-keyfile": "vLLM serves HTTPS, the sidecar speaks HTTP on both sides: end TLS before the Pod",
     "--ssl-certfile": "vLLM serves HTTPS, the sidecar speaks HTTP on both sides: end TLS before the Pod",
+    "--grpc": "vLLM serves gRPC on its port in place of HTTP, which the sidecar speaks: take the flag out",
+    "--grpc-port": "callers of vLLM's gRPC services would not find them on the loopback, and the sidecar "
+    "speaks HTTP: take the flag out",
     "--headless": "this vLLM serves no API, so there is nothing to stand in front of: take the label off",
     "--data-parallel-multi-port-external-lb": "this vLLM serves on several ports, a sidecar stands in front "
     "of one",
