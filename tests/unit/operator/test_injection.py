@@ -285,6 +285,47 @@ def test_a_port_that_may_hide_in_a_variable_must_be_said():
     assert done(_annotated(template, port="9000")).port == 9000
 
 
+def with_variable(before: str) -> dict[str, Any]:
+    script = f"{before}; exec vllm serve m --port $PORT"
+    return vllm(command=["sh", "-c", script], env=[{"name": "PORT", "value": "8080"}])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "PORT=9999",
+        "export PORT=9999",
+        "cd /x && export A=b PORT=9999",
+        "unset PORT",
+        "read -r PORT",
+        "readonly 'PORT=9999'",
+        "printf -v PORT 9999",
+        "for PORT in 9999; do true; done",
+        "if true; then PORT=9999; fi",
+        "unset OTHER; : ${PORT:=9999}",
+        ". /etc/vllm.env",
+        "if true; then source /etc/vllm.env; fi",
+        "A=b eval $SETTINGS",
+        "export $SETTINGS",
+    ],
+)
+def test_a_port_that_the_script_may_change_must_be_said(before):
+    message = refused(with_variable(before))
+    assert message.startswith("spec.containers[0].command[2]: --port: an earlier command of this script may")
+    assert "fairserve.dev/port" in message, "there is a way out"
+    result = done(_annotated(with_variable(before), port="9999"))
+    assert result.port == 9999
+    assert container(result.template, "vllm")["command"][2].endswith("--host 127.0.0.1 --port 19999")
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["echo on $PORT, ${PORT}", "export HF_HOME=$PORT SUPPORT=1", "PORTS=1", "find . -name x", "unset OTHER"],
+)
+def test_a_port_that_the_script_only_reads_counts(before):
+    assert done(with_variable(before)).port == 8080
+
+
 def test_flags_go_where_the_arguments_are():
     template = done(
         vllm(command=["vllm", "serve", "m", "--port"], args=["9000", "--host", "0.0.0.0"])

@@ -16,8 +16,9 @@ from fairserve_operator.manifests.injection.reading import Container, Template
 from fairserve_operator.manifests.injection.refusal import RefusedError
 from fairserve_operator.manifests.injection.shell import (
     UnreadableError,
-    last_command,
+    may_set,
     mentions_vllm,
+    read_commands,
     script_at,
 )
 
@@ -62,6 +63,7 @@ class CommandLine:
     field: str  #: where they are, for messages
     python: str  #: an interpreter that the container has
     script: tuple[str, int] | None = None  #: of `sh -c`: in `command` or `args`, and where in it
+    earlier: tuple[tuple[str, ...], ...] = ()  #: the script's commands before it
     first: int = 0  #: where in `command` + `args` the arguments begin
 
     def value(self, flag: str) -> str | None:
@@ -223,6 +225,7 @@ _BY_HAND = (
     f"bind vLLM to a port of 127.0.0.1 there, name that port with the annotation {ENGINE_PORT_ANNOTATION}, "
     f"and the one that clients use with {PORT_ANNOTATION}"
 )
+_SAY_PORT = f"name the port that clients use with the annotation {PORT_ANNOTATION}"
 
 
 def _read_script(container: Container, argv: Sequence[str], at: int, field: str) -> CommandLine:
@@ -230,7 +233,7 @@ def _read_script(container: Container, argv: Sequence[str], at: int, field: str)
     where, index = ("command", at) if in_command else ("args", at - len(container.command))
     place = f"{field}.{where}[{index}]"
     try:
-        words = last_command(argv[at])
+        *earlier, words = read_commands(argv[at])
     except UnreadableError as error:
         raise RefusedError(
             place, f"arguments can't be added to this script, because {error}: {_BY_HAND}"
@@ -241,7 +244,9 @@ def _read_script(container: Container, argv: Sequence[str], at: int, field: str)
             place, f"arguments can't be added to this script, because its end doesn't start vLLM: {_BY_HAND}"
         )
     first, python = launch
-    return CommandLine(tuple(words[first:]), place, python, script=(where, index))
+    return CommandLine(
+        tuple(words[first:]), place, python, script=(where, index), earlier=tuple(map(tuple, earlier))
+    )
 
 
 def _launch(words: Sequence[str]) -> tuple[int, str] | None:
@@ -294,23 +299,24 @@ def _served_port(container: Container, line: CommandLine, stated: int | None) ->
         if line.hides_flags and stated is None:
             raise RefusedError(
                 line.field,
-                "no --port is to be seen, but a variable or --config may hold one: name the port that "
-                f"clients use with the annotation {PORT_ANNOTATION}",
+                f"no --port is to be seen, but a variable or --config may hold one: {_SAY_PORT}",
             )
         return _DEFAULT_PORT if stated is None else stated
-    port = _number(container, text, line.field)
-    if stated not in (None, port):
-        raise RefusedError(f"metadata.annotations[{PORT_ANNOTATION}]", f"is {stated}, but --port is {port}")
-    return port
-
-
-def _number(container: Container, text: str, field: str) -> int:
     variable = _EXPANSION.fullmatch(text) or re.fullmatch(r"\$\{?(\w+)\}?", text)
+    if variable and may_set(line.earlier, variable[1]):
+        if stated is not None:
+            return stated
+        raise RefusedError(
+            line.field,
+            f"--port: an earlier command of this script may change {variable[1]}: {_SAY_PORT}",
+        )
     port = _port(container.literal(variable[1]) if variable else text)
     if port is None:
         raise RefusedError(
-            field, f"--port: {text!r} is no number from 1 to 65535 that is written in this container"
+            line.field, f"--port: {text!r} is no number from 1 to 65535 that is written in this container"
         )
+    if stated not in (None, port):
+        raise RefusedError(f"metadata.annotations[{PORT_ANNOTATION}]", f"is {stated}, but --port is {port}")
     return port
 
 

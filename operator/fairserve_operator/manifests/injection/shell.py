@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import dropwhile
 
 _SHELLS = frozenset(("sh", "bash", "dash", "ash", "zsh", "ksh"))
 _OPTIONS = re.compile(r"-[a-z]+")
@@ -21,6 +22,14 @@ _SUBSTITUTED = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 _SERVES = re.compile(r"\bvllm\s+serve\b")
 _DOTTED = re.compile(r"[\w./]+")
 _ENTRYPOINTS = re.compile(r"\bvllm[./]entrypoints[./]")
+#: Commands that may set any variable, and those that may if a variable names it.
+_RUN_OTHERS = frozenset((".", "source", "eval"))
+_SETTERS = frozenset(("declare", "export", "local", "read", "readonly", "typeset", "unset"))
+#: What may be before a command's name.
+_BEFORE_NAME = frozenset(
+    ("if", "then", "elif", "else", "while", "until", "do", "{", "!", "time", "command", "builtin")
+)
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 
 
 class UnreadableError(ValueError):
@@ -45,16 +54,29 @@ def mentions_vllm(script: str) -> bool:
     return _SERVES.search(text) is not None or any(map(_is_server, _DOTTED.findall(text)))
 
 
-def last_command(script: str) -> list[str]:
-    """The words of the script's last command, quotes removed. Raises UnreadableError."""
+def read_commands(script: str) -> list[list[str]]:
+    """The words of the script's commands, quotes removed; the last one may start vLLM, and none before.
+    Raises UnreadableError.
+    """
     if script.rstrip().endswith("\\"):
         raise UnreadableError("it ends within a line")
-    *earlier, last = _commands(script.rstrip())
-    if not last:
+    commands = _commands(script.rstrip())
+    if not commands[-1]:
         raise UnreadableError("it ends without a command")
-    if any(mentions_vllm(" ".join(command)) for command in earlier):
+    if any(mentions_vllm(" ".join(command)) for command in commands[:-1]):
         raise UnreadableError("it starts vLLM and goes on after that")
-    return last
+    return commands
+
+
+def may_set(commands: Iterable[Sequence[str]], variable: str) -> bool:
+    """Whether one of the commands may give the shell's variable another value, or take it away."""
+    name = re.escape(variable)
+    is_read = re.compile(rf"\$(?:{name}\b|\{{{name}\}})")
+    is_named = re.compile(rf"\b{name}\b")
+    return any(
+        _sets_anything(command) or any(is_named.search(is_read.sub("", word)) for word in command)
+        for command in commands
+    )
 
 
 def _commands(script: str) -> list[list[str]]:
@@ -85,6 +107,12 @@ def _commands(script: str) -> list[list[str]]:
             raise
         raise UnreadableError(f"its quotes don't match ({error})") from error
     return commands
+
+
+def _sets_anything(command: Sequence[str]) -> bool:
+    words = dropwhile(lambda word: word in _BEFORE_NAME or _ASSIGNMENT.match(word), command)
+    name = next(words, "")
+    return name in _RUN_OTHERS or (name in _SETTERS and any(word.startswith("$") for word in words))
 
 
 def _is_server(module: str) -> bool:
