@@ -285,6 +285,38 @@ def test_a_port_that_may_hide_in_a_variable_must_be_said():
     assert done(_annotated(template, port="9000")).port == 9000
 
 
+ELSEWHERE = [{"name": "PORT", "valueFrom": {"configMapKeyRef": {"name": "ports", "key": "vllm"}}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "after"),
+    [
+        ({"args": ["--port", "$(PORT)"], "env": ELSEWHERE}, ["--port", "19000", "--host", "127.0.0.1"]),
+        ({"args": ["--port=$(PORT)"]}, ["--port=19000", "--host", "127.0.0.1"]),
+        (
+            {"command": ["sh", "-c"], "args": ["exec vllm serve m --port $PORT"], "env": ELSEWHERE},
+            ["exec vllm serve m --port $PORT --host 127.0.0.1 --port 19000"],
+        ),
+        (
+            {"command": ["sh", "-c"], "args": ["vllm serve m --port=${PORT:-8000}"]},
+            ["vllm serve m --port=${PORT:-8000} --host 127.0.0.1 --port 19000"],
+        ),
+    ],
+)
+def test_a_port_that_stands_elsewhere_must_be_said(fields, after):
+    message = refused(vllm(**fields))
+    assert message.startswith("spec.containers[0].args")
+    assert "fairserve.dev/port" in message, "there is a way out"
+    result = done(_annotated(vllm(**fields), port="9000"))
+    assert result.port == 9000
+    assert container(result.template, "vllm")["args"] == after
+    assert done(result.template).template == result.template
+
+
+def test_what_is_no_port_is_refused_whatever_is_said():
+    assert "--port: 'http' is no number" in refused(_annotated(vllm(args=["--port", "http"]), port="9000"))
+
+
 def with_variable(before: str) -> dict[str, Any]:
     script = f"{before}; exec vllm serve m --port $PORT"
     return vllm(command=["sh", "-c", script], env=[{"name": "PORT", "value": "8080"}])
@@ -311,7 +343,8 @@ def with_variable(before: str) -> dict[str, Any]:
 )
 def test_a_port_that_the_script_may_change_must_be_said(before):
     message = refused(with_variable(before))
-    assert message.startswith("spec.containers[0].command[2]: --port: an earlier command of this script may")
+    assert message.startswith("spec.containers[0].command[2]: --port: what '$PORT' is can't be told")
+    assert "an earlier command of this script may change it" in message
     assert "fairserve.dev/port" in message, "there is a way out"
     result = done(_annotated(with_variable(before), port="9999"))
     assert result.port == 9999
@@ -377,7 +410,7 @@ def test_a_script_that_is_not_understood_is_not_touched(script, why):
         (["--headless"], "--headless: this vLLM serves no API"),
         (["--data-parallel-multi-port-external-lb"], "several ports"),
         (["--port", "http"], "--port: 'http' is no number"),
-        (["--port", "$(ELSEWHERE)"], "--port: '$(ELSEWHERE)' is no number"),
+        (["--port", "$(ELSEWHERE)"], "--port: what '$(ELSEWHERE)' is can't be told"),
         (["--config", "vllm.yaml"], "fairserve.dev/port"),
     ],
 )

@@ -303,18 +303,19 @@ def _served_port(container: Container, line: CommandLine, stated: int | None) ->
             )
         return _DEFAULT_PORT if stated is None else stated
     variable = _EXPANSION.fullmatch(text) or re.fullmatch(r"\$\{?(\w+)\}?", text)
-    if variable and may_set(line.earlier, variable[1]):
+    changed = variable is not None and may_set(line.earlier, variable[1])
+    port = None if changed else _port(container.literal(variable[1]) if variable else text)
+    if port is None and "$" in text:
         if stated is not None:
             return stated
-        raise RefusedError(
-            line.field,
-            f"--port: an earlier command of this script may change {variable[1]}: {_SAY_PORT}",
+        why = (
+            "an earlier command of this script may change it"
+            if changed
+            else "it is no number from 1 to 65535 that is written in this container"
         )
-    port = _port(container.literal(variable[1]) if variable else text)
+        raise RefusedError(line.field, f"--port: what {text!r} is can't be told, because {why}: {_SAY_PORT}")
     if port is None:
-        raise RefusedError(
-            line.field, f"--port: {text!r} is no number from 1 to 65535 that is written in this container"
-        )
+        raise RefusedError(line.field, f"--port: {text!r} is no number from 1 to 65535")
     if stated not in (None, port):
         raise RefusedError(f"metadata.annotations[{PORT_ANNOTATION}]", f"is {stated}, but --port is {port}")
     return port
