@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from fairserve_operator.manifests.injection import (
     INJECT_LABEL,
     RECORD_ANNOTATION,
+    SIDECAR_NAME,
     Injected,
     Refused,
     Settings,
@@ -168,8 +169,9 @@ def answer(request: Request, pool_name: str, pool: Pool | NoPool, settings: Sett
         return _allowed(Outcome.INJECTED, request, operations, warnings)
     if operations:
         warnings.append(
-            f"metadata.annotations[{RECORD_ANNOTATION}]: the sidecar that is here already stays as it is; "
-            "with the options of the operator and the ServingPool it would be another"
+            f"metadata.annotations[{RECORD_ANNOTATION}]: the sidecar that is here already stays as it is"
+            f"{_other_image(request.pod, settings.image)}; with the options of the operator and the "
+            "ServingPool it would be another"
         )
     return _allowed(Outcome.UNCHANGED, request, [], warnings)
 
@@ -194,6 +196,12 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -
 def _has_sidecar(pod: Mapping[str, Any]) -> bool:
     metadata = pod.get("metadata") or {}
     return RECORD_ANNOTATION in (metadata.get("annotations") or {})
+
+
+def _other_image(pod: Mapping[str, Any], ours: str) -> str:
+    images = (each.get("image") for each in pod["spec"]["initContainers"] if each.get("name") == SIDECAR_NAME)
+    image = next(images, None)
+    return "" if image == ours else f", with image {image!r} and not {ours!r}"
 
 
 def _allowed(
