@@ -91,6 +91,7 @@ class Answer:
     outcome: Outcome
     body: dict[str, Any]  #: an AdmissionReview
     message: str = ""  #: why it is refused
+    warnings: tuple[str, ...] = ()  #: what its author should know, as the body has it
 
 
 def read_pool(spec: Mapping[str, Any]) -> Pool:
@@ -211,9 +212,10 @@ def _allowed(
     if operations:
         patch = base64.b64encode(json.dumps(operations).encode()).decode()
         response |= {"patchType": "JSONPatch", "patch": patch}
-    if warnings:
-        response["warnings"] = [f"{request.subject}: {warning}" for warning in warnings]
-    return Answer(outcome, _review(request, response))
+    told = tuple(f"{request.subject}: {warning}" for warning in warnings)
+    if told:
+        response["warnings"] = list(told)
+    return Answer(outcome, _review(request, response), warnings=told)
 
 
 def _denied(outcome: Outcome, request: Request, code: HTTPStatus, reason: str) -> Answer:

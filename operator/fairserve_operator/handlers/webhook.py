@@ -58,6 +58,13 @@ _IDLE_S = 120.0
 #: After the end was asked for: until then somebody may still be sent here.
 _LINGER_S = 5.0
 
+#: A warning is logged again after that, and no more different ones than these meanwhile: whoever creates Pods
+#: writes them.
+_LOG_AGAIN_S = 600.0
+_LOGGED = 100
+#: Of a line, in characters.
+_LONGEST_LINE = 1000
+
 _POOL_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
@@ -110,6 +117,21 @@ class Pools:
         return Pool(None) if body is None else read_pool(body.get("spec") or {})
 
 
+class Logged:
+    """Which warnings were logged lately: the Pods of one ReplicaSet all have the same."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def is_due(self, warning: str, now: float) -> bool:
+        """Whether to log it, at this time in seconds of a clock that never goes back."""
+        self._until = {each: until for each, until in self._until.items() if until > now}
+        if warning in self._until or len(self._until) >= _LOGGED:
+            return False
+        self._until[warning] = now + _LOG_AGAIN_S
+        return True
+
+
 class WebhookCluster(Cluster, PoolSource, Protocol):
     """The API server, as far as the webhook goes."""
 
@@ -132,6 +154,7 @@ class Webhook:
         self._options = options
         self._measures = measures
         self._leaving = leaving
+        self._logged = Logged()
         self._tls = ServingCertificate()
         self._source: CertificateKeeper | CertificateFolder
         if isinstance(options.certificate, OwnCertificate):
@@ -212,7 +235,11 @@ class Webhook:
         pool = None if review.pool is None else await self.pools.find(review.namespace, review.pool)
         answered, text = await in_thread(_rendered, review, pool, self._options.sidecar)
         if answered.message:
-            _log.info("refused: %s", answered.message)
+            _log.info("refused: %s", _line(answered.message))
+        # A controller that creates Pods doesn't hand on what it is warned of.
+        for warning in map(_line, answered.warnings):
+            if self._logged.is_due(warning, time.monotonic()):
+                _log.warning("%s", warning)
         return answered.outcome, web.Response(body=text, content_type="application/json")
 
 
@@ -222,6 +249,11 @@ def _rendered(review: Request, pool: Pool | NoPool | None, settings: Settings) -
     else:
         answered = answer(review, review.pool, pool, settings)
     return answered, json.dumps(answered.body).encode()
+
+
+def _line(text: str) -> str:
+    """For the log, whatever a Pod's author wrote there."""
+    return "".join(each if each.isprintable() else "?" for each in text[:_LONGEST_LINE])
 
 
 def _bad(status: HTTPStatus, message: str) -> tuple[Outcome, web.Response]:

@@ -264,6 +264,7 @@ def test_the_hook_runs_in_the_python_that_runs_vllm():
         ({"command": ["env", "A=b", "/venv/bin/vllm", "serve"], "args": ["m", "--port", "9000"]}, 9000),
         ({"command": ["python3", "/app/vllm/entrypoints/openai/api_server.py", "--port=9000"]}, 9000),
         ({"command": ["sh", "-lc", "cd /x; exec vllm serve m --port=9000"]}, 9000),
+        ({"command": ["sh", "-c", "if test -d /x; then cd /x; fi; exec vllm serve m --port=9000"]}, 9000),
         ({"command": ["sh", "-c"], "args": ["vllm serve $MODEL --model $MODEL --seed 1\n\n"]}, 8000),
         ({"command": ["sh", "-c"], "args": ["vllm serve \\\n m \\\n --port 9000\n"]}, 9000),
         (

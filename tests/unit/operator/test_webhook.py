@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -16,7 +17,7 @@ from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Resourc
 from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
 from fairserve_operator.handlers import webhook
 from fairserve_operator.handlers.measures import Measures
-from fairserve_operator.handlers.webhook import Pools, Webhook
+from fairserve_operator.handlers.webhook import Logged, Pools, Webhook
 from fairserve_operator.options import OwnCertificate, webhook_options
 
 OWN = {"--webhook-service": "w", "--webhook-secret": "s", "--webhook-configuration": "c"}
@@ -174,3 +175,24 @@ async def test_the_loop_goes_on_while_a_large_pod_is_answered():
         await asyncio.sleep(0.001)
     assert (await replying)[0] is Outcome.INJECTED
     assert turns > 10, "in the loop itself it takes three or four"
+
+
+async def test_warnings_are_logged_once_for_all_pods_that_have_them(caplog):
+    """A ReplicaSet's controller, to which they are answered, shows them to nobody."""
+    caplog.set_level(logging.WARNING)
+    called = a_webhook(FakeSource())
+    for name in ("p", "p", "q\n\ud800" * 5000):
+        assert (await called.reply(review(name)))[0] is Outcome.INJECTED
+    one, other = [each.getMessage() for each in caplog.records]
+    assert one.startswith(
+        "Pod shop/p: metadata.labels[fairserve.dev/inject]: there is no ServingPool shop/llm"
+    )
+    assert other.startswith("Pod shop/q??q")
+    assert len(other) == 1000
+
+
+def test_a_warning_is_logged_again_some_time_and_a_flood_is_not():
+    logged = Logged()
+    assert [logged.is_due("a", now) for now in (0, 1, 599, 600, 601)] == [True, False, False, True, False]
+    assert sum(logged.is_due(f"flood {n}", 602) for n in range(1000)) == 99
+    assert logged.is_due("later", 1202)
