@@ -233,7 +233,10 @@ class Webhook:
         if isinstance(review, BadReview):
             return _bad(HTTPStatus.BAD_REQUEST, review.message)
         pool = None if review.pool is None else await self.pools.find(review.namespace, review.pool)
-        answered, text = await in_thread(_rendered, review, pool, self._options.sidecar)
+        try:
+            answered, text = await in_thread(_rendered, review, pool, self._options.sidecar)
+        except RecursionError:
+            return _bad(HTTPStatus.BAD_REQUEST, "request.object is nested too deeply")
         if answered.message:
             _log.info("refused: %s", _line(answered.message))
         # A controller that creates Pods doesn't hand on what it is warned of.

@@ -177,6 +177,14 @@ async def test_the_loop_goes_on_while_a_large_pod_is_answered():
     assert turns > 10, "in the loop itself it takes three or four"
 
 
+async def test_what_is_nested_deeper_than_any_pod_is_bad():
+    nested: list[Any] = []
+    for _ in range(800):
+        nested = [nested]
+    outcome, response = await a_webhook(FakeSource(with_port(9001))).reply(review(x=nested))
+    assert (outcome, response.status) == (Outcome.BAD, 400)
+
+
 async def test_warnings_are_logged_once_for_all_pods_that_have_them(caplog):
     """A ReplicaSet's controller, to which they are answered, shows them to nobody."""
     caplog.set_level(logging.WARNING)
