@@ -192,7 +192,7 @@ def test_every_replica_answers_whichever_acts_and_whatever_comes(installed: Inst
         for status, body, content_type in (
             (400, {"kind": "Pod"}, "application/json"),
             (400, asked | {"apiVersion": "admission.k8s.io/v1beta1"}, "application/json"),
-            (413, "x" * 9_000_000, "application/json"),
+            (413, "x" * 3_200_000, "application/json"),
             (415, asked, "text/plain"),
         ):
             with pytest.raises(urllib.error.HTTPError) as refused:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from fairserve_operator.manifests.injection import (
     INJECT_LABEL,
     RECORD_ANNOTATION,
+    SIDECAR_NAME,
     Injected,
     Refused,
     Settings,
@@ -90,6 +91,7 @@ class Answer:
     outcome: Outcome
     body: dict[str, Any]  #: an AdmissionReview
     message: str = ""  #: why it is refused
+    warnings: tuple[str, ...] = ()  #: what its author should know, as the body has it
 
 
 def read_pool(spec: Mapping[str, Any]) -> Pool:
@@ -168,8 +170,9 @@ def answer(request: Request, pool_name: str, pool: Pool | NoPool, settings: Sett
         return _allowed(Outcome.INJECTED, request, operations, warnings)
     if operations:
         warnings.append(
-            f"metadata.annotations[{RECORD_ANNOTATION}]: the sidecar that is here already stays as it is; "
-            "with the options of the operator and the ServingPool it would be another"
+            f"metadata.annotations[{RECORD_ANNOTATION}]: the sidecar that is here already stays as it is"
+            f"{_other_image(request.pod, settings.image)}; with the options of the operator and the "
+            "ServingPool it would be another"
         )
     return _allowed(Outcome.UNCHANGED, request, [], warnings)
 
@@ -196,6 +199,12 @@ def _has_sidecar(pod: Mapping[str, Any]) -> bool:
     return RECORD_ANNOTATION in (metadata.get("annotations") or {})
 
 
+def _other_image(pod: Mapping[str, Any], ours: str) -> str:
+    images = (each.get("image") for each in pod["spec"]["initContainers"] if each.get("name") == SIDECAR_NAME)
+    image = next(images, None)
+    return "" if image == ours else f", with image {image!r} and not {ours!r}"
+
+
 def _allowed(
     outcome: Outcome, request: Request, operations: Sequence[Mapping[str, Any]], warnings: Sequence[str]
 ) -> Answer:
@@ -203,9 +212,10 @@ def _allowed(
     if operations:
         patch = base64.b64encode(json.dumps(operations).encode()).decode()
         response |= {"patchType": "JSONPatch", "patch": patch}
-    if warnings:
-        response["warnings"] = [f"{request.subject}: {warning}" for warning in warnings]
-    return Answer(outcome, _review(request, response))
+    told = tuple(f"{request.subject}: {warning}" for warning in warnings)
+    if told:
+        response["warnings"] = list(told)
+    return Answer(outcome, _review(request, response), warnings=told)
 
 
 def _denied(outcome: Outcome, request: Request, code: HTTPStatus, reason: str) -> Answer:

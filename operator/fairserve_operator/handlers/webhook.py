@@ -7,11 +7,13 @@ any.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -36,6 +38,7 @@ from fairserve_operator.handlers.certificates import CertificateFolder, Certific
 from fairserve_operator.handlers.measures import Measures
 from fairserve_operator.handlers.serving_certificate import ServingCertificate
 from fairserve_operator.handlers.store import Store
+from fairserve_operator.manifests.injection import Settings
 from fairserve_operator.options import OwnCertificate, WebhookOptions
 
 _log = logging.getLogger(__name__)
@@ -43,7 +46,7 @@ _log = logging.getLogger(__name__)
 PATH = "/inject"
 
 #: An API server takes 3 MiB of a request and holds 1.5 MiB of an object; a review has it once for a creation.
-_LONGEST_BODY = 8 * 1024 * 1024
+_LONGEST_BODY = 3 * 1024 * 1024
 #: For a body to come.
 _BODY_S = 5.0
 #: For a pool that is not known yet to be asked for. An API server waits for us for five seconds.
@@ -54,6 +57,13 @@ _LOOKUPS = 2
 _IDLE_S = 120.0
 #: After the end was asked for: until then somebody may still be sent here.
 _LINGER_S = 5.0
+
+#: A warning is logged again after that, and no more different ones than these meanwhile: whoever creates Pods
+#: writes them.
+_LOG_AGAIN_S = 600.0
+_LOGGED = 100
+#: Of a line, in characters.
+_LONGEST_LINE = 1000
 
 _POOL_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -107,6 +117,21 @@ class Pools:
         return Pool(None) if body is None else read_pool(body.get("spec") or {})
 
 
+class Logged:
+    """Which warnings were logged lately: the Pods of one ReplicaSet all have the same."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def is_due(self, warning: str, now: float) -> bool:
+        """Whether to log it, at this time in seconds of a clock that never goes back."""
+        self._until = {each: until for each, until in self._until.items() if until > now}
+        if warning in self._until or len(self._until) >= _LOGGED:
+            return False
+        self._until[warning] = now + _LOG_AGAIN_S
+        return True
+
+
 class WebhookCluster(Cluster, PoolSource, Protocol):
     """The API server, as far as the webhook goes."""
 
@@ -129,12 +154,15 @@ class Webhook:
         self._options = options
         self._measures = measures
         self._leaving = leaving
+        self._logged = Logged()
         self._tls = ServingCertificate()
         self._source: CertificateKeeper | CertificateFolder
         if isinstance(options.certificate, OwnCertificate):
             self._source = CertificateKeeper(cluster, namespace, options.certificate, self._tls)
         else:
             self._source = CertificateFolder(options.certificate, self._tls)
+        # A body of full length takes a second to read and to answer, in which the Lease must be renewed.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="admission")
         application = web.Application(client_max_size=_LONGEST_BODY)
         application.add_routes([web.post(PATH, self._inject)])
         self._runner = web.AppRunner(
@@ -164,6 +192,7 @@ class Webhook:
         if self._leaving():
             await asyncio.sleep(_LINGER_S)
         await self._runner.cleanup()
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def unready(self) -> list[str]:
         """Why nobody should be sent here."""
@@ -195,21 +224,39 @@ class Webhook:
             return _bad(HTTPStatus.REQUEST_TIMEOUT, "the body didn't come in time")
         except web.HTTPRequestEntityTooLarge:
             return _bad(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body is longer than {_LONGEST_BODY} bytes")
-        review = read_review(body)
+        return await self.reply(body)
+
+    async def reply(self, body: bytes) -> tuple[Outcome, web.Response]:
+        """The answer to a request's body."""
+        in_thread = functools.partial(asyncio.get_running_loop().run_in_executor, self._thread)
+        review = await in_thread(read_review, body)
         if isinstance(review, BadReview):
             return _bad(HTTPStatus.BAD_REQUEST, review.message)
-        answered = await self._answer(review)
+        pool = None if review.pool is None else await self.pools.find(review.namespace, review.pool)
+        try:
+            answered, text = await in_thread(_rendered, review, pool, self._options.sidecar)
+        except RecursionError:
+            return _bad(HTTPStatus.BAD_REQUEST, "request.object is nested too deeply")
         if answered.message:
-            _log.info("refused: %s", answered.message)
-        return answered.outcome, web.Response(
-            body=json.dumps(answered.body).encode(), content_type="application/json"
-        )
+            _log.info("refused: %s", _line(answered.message))
+        # A controller that creates Pods doesn't hand on what it is warned of.
+        for warning in map(_line, answered.warnings):
+            if self._logged.is_due(warning, time.monotonic()):
+                _log.warning("%s", warning)
+        return answered.outcome, web.Response(body=text, content_type="application/json")
 
-    async def _answer(self, review: Request) -> Answer:
-        if review.pool is None:
-            return ignored(review)
-        pool = await self.pools.find(review.namespace, review.pool)
-        return answer(review, review.pool, pool, self._options.sidecar)
+
+def _rendered(review: Request, pool: Pool | NoPool | None, settings: Settings) -> tuple[Answer, bytes]:
+    if review.pool is None or pool is None:
+        answered = ignored(review)
+    else:
+        answered = answer(review, review.pool, pool, settings)
+    return answered, json.dumps(answered.body).encode()
+
+
+def _line(text: str) -> str:
+    """For the log, whatever a Pod's author wrote there."""
+    return "".join(each if each.isprintable() else "?" for each in text[:_LONGEST_LINE])
 
 
 def _bad(status: HTTPStatus, message: str) -> tuple[Outcome, web.Response]:

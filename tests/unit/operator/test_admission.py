@@ -120,6 +120,13 @@ def test_a_sidecar_of_other_options_stays_too_and_its_author_is_told():
     assert "patch" not in response
     (warning,) = response["warnings"]
     assert warning.startswith("Pod shop/p: metadata.annotations[fairserve.dev/injected]: ")
+    assert "with image 'sidecar:0' and not 'sidecar:1'" in warning, (
+        "whoever wrote the annotation may be anybody"
+    )
+    same = inject(vllm(), "llm", Settings("sidecar:1", control_port=9002))
+    assert isinstance(same, Injected)
+    (warning,) = answered(same.template).body["response"]["warnings"]
+    assert "image" not in warning
 
 
 def test_a_refusal_names_the_pod_and_the_field():

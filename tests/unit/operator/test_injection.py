@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +264,7 @@ def test_the_hook_runs_in_the_python_that_runs_vllm():
         ({"command": ["env", "A=b", "/venv/bin/vllm", "serve"], "args": ["m", "--port", "9000"]}, 9000),
         ({"command": ["python3", "/app/vllm/entrypoints/openai/api_server.py", "--port=9000"]}, 9000),
         ({"command": ["sh", "-lc", "cd /x; exec vllm serve m --port=9000"]}, 9000),
+        ({"command": ["sh", "-c", "if test -d /x; then cd /x; fi; exec vllm serve m --port=9000"]}, 9000),
         ({"command": ["sh", "-c"], "args": ["vllm serve $MODEL --model $MODEL --seed 1\n\n"]}, 8000),
         ({"command": ["sh", "-c"], "args": ["vllm serve \\\n m \\\n --port 9000\n"]}, 9000),
         (
@@ -281,6 +284,80 @@ def test_a_port_that_may_hide_in_a_variable_must_be_said():
     template = vllm(command=["sh", "-c"], args=["vllm serve m --seed 1 $MORE"])
     assert "no --port is to be seen" in refused(template)
     assert done(_annotated(template, port="9000")).port == 9000
+
+
+ELSEWHERE = [{"name": "PORT", "valueFrom": {"configMapKeyRef": {"name": "ports", "key": "vllm"}}}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "after"),
+    [
+        ({"args": ["--port", "$(PORT)"], "env": ELSEWHERE}, ["--port", "19000", "--host", "127.0.0.1"]),
+        ({"args": ["--port=$(PORT)"]}, ["--port=19000", "--host", "127.0.0.1"]),
+        (
+            {"command": ["sh", "-c"], "args": ["exec vllm serve m --port $PORT"], "env": ELSEWHERE},
+            ["exec vllm serve m --port $PORT --host 127.0.0.1 --port 19000"],
+        ),
+        (
+            {"command": ["sh", "-c"], "args": ["vllm serve m --port=${PORT:-8000}"]},
+            ["vllm serve m --port=${PORT:-8000} --host 127.0.0.1 --port 19000"],
+        ),
+    ],
+)
+def test_a_port_that_stands_elsewhere_must_be_said(fields, after):
+    message = refused(vllm(**fields))
+    assert message.startswith("spec.containers[0].args")
+    assert "fairserve.dev/port" in message, "there is a way out"
+    result = done(_annotated(vllm(**fields), port="9000"))
+    assert result.port == 9000
+    assert container(result.template, "vllm")["args"] == after
+    assert done(result.template).template == result.template
+
+
+def test_what_is_no_port_is_refused_whatever_is_said():
+    assert "--port: 'http' is no number" in refused(_annotated(vllm(args=["--port", "http"]), port="9000"))
+
+
+def with_variable(before: str) -> dict[str, Any]:
+    script = f"{before}; exec vllm serve m --port $PORT"
+    return vllm(command=["sh", "-c", script], env=[{"name": "PORT", "value": "8080"}])
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "PORT=9999",
+        "export PORT=9999",
+        "cd /x && export A=b PORT=9999",
+        "unset PORT",
+        "read -r PORT",
+        "readonly 'PORT=9999'",
+        "printf -v PORT 9999",
+        "for PORT in 9999; do true; done",
+        "if true; then PORT=9999; fi",
+        "unset OTHER; : ${PORT:=9999}",
+        ". /etc/vllm.env",
+        "if true; then source /etc/vllm.env; fi",
+        "A=b eval $SETTINGS",
+        "export $SETTINGS",
+    ],
+)
+def test_a_port_that_the_script_may_change_must_be_said(before):
+    message = refused(with_variable(before))
+    assert message.startswith("spec.containers[0].command[2]: --port: what '$PORT' is can't be told")
+    assert "an earlier command of this script may change it" in message
+    assert "fairserve.dev/port" in message, "there is a way out"
+    result = done(_annotated(with_variable(before), port="9999"))
+    assert result.port == 9999
+    assert container(result.template, "vllm")["command"][2].endswith("--host 127.0.0.1 --port 19999")
+
+
+@pytest.mark.parametrize(
+    "before",
+    ["echo on $PORT, ${PORT}", "export HF_HOME=$PORT SUPPORT=1", "PORTS=1", "find . -name x", "unset OTHER"],
+)
+def test_a_port_that_the_script_only_reads_counts(before):
+    assert done(with_variable(before)).port == 8080
 
 
 def test_flags_go_where_the_arguments_are():
@@ -329,10 +406,12 @@ def test_a_script_that_is_not_understood_is_not_touched(script, why):
         (["--uds", "/tmp/s"], "--uds: vLLM serves on a Unix socket"),
         (["--ssl-keyfile=k"], "--ssl-keyfile: vLLM serves HTTPS"),
         (["--ssl_certfile=k"], "--ssl-certfile: vLLM serves HTTPS"),
+        (["--grpc"], "--grpc: vLLM serves gRPC on its port in place of HTTP"),
+        (["--grpc_port=50051"], "--grpc-port: callers of vLLM's gRPC services"),
         (["--headless"], "--headless: this vLLM serves no API"),
         (["--data-parallel-multi-port-external-lb"], "several ports"),
         (["--port", "http"], "--port: 'http' is no number"),
-        (["--port", "$(ELSEWHERE)"], "--port: '$(ELSEWHERE)' is no number"),
+        (["--port", "$(ELSEWHERE)"], "--port: what '$(ELSEWHERE)' is can't be told"),
         (["--config", "vllm.yaml"], "fairserve.dev/port"),
     ],
 )
@@ -340,6 +419,42 @@ def test_a_vllm_that_cannot_stand_behind_a_sidecar_is_refused(flags, why):
     message = refused(vllm(args=flags))
     assert message.startswith("spec.containers[0].args: ")
     assert why in message
+
+
+def test_a_command_longer_than_64_kib_is_refused_unread():
+    command = ["sh", "-c", "vllm serve m --seed "]
+    room = 64 * 1024 - sum(len(word) + 1 for word in command)
+    done(vllm(command=[*command[:2], command[2] + "1" * room]))
+    # If it were read, its quotes wouldn't match.
+    message = refused(vllm(command=[*command[:2], command[2] + "'" * (room + 1)]))
+    assert message.startswith("spec.containers[0]: command and args are longer than 65536 characters")
+    assert "fairserve.dev/engine-port" in message, "there is a way out"
+
+
+def _cost(read: Callable[[], object]) -> float:
+    """CPU time, in seconds, of this thread alone: the least of several."""
+    costs = []
+    for _ in range(7):
+        began = time.thread_time()
+        read()
+        costs.append(time.thread_time() - began)
+    return min(costs)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda size: ["sh", "-c", "vllm.entrypoints." * (size // 17)],
+        lambda size: ["sh", "-c", "vllm/entrypoints/" + "api_serve" * (size // 9)],
+        lambda size: ["sh", "-c", "vllm" + " " * size],
+        lambda size: ["sh", "-" + "c" * size + "!"],
+        lambda size: ["sh", "-c", "$(" * (size // 2)],
+    ],
+)
+def test_a_search_for_vllm_costs_no_more_than_its_length(command):
+    """Reading the square of it takes 16 times as long for four times the length."""
+    short, long = vllm(command=command(8_000)), vllm(command=command(32_000))
+    assert _cost(lambda: shows_vllm(long)) < 9 * _cost(lambda: shows_vllm(short))
 
 
 def _both() -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -14,7 +16,8 @@ from fairserve_operator.decide.admission import NoPool, Outcome, Pool
 from fairserve_operator.decide.resources import SERVING_POOL, ObjectKey, Resource
 from fairserve_operator.errors import ApiServerError, NotFoundError, SetupError
 from fairserve_operator.handlers import webhook
-from fairserve_operator.handlers.webhook import Pools
+from fairserve_operator.handlers.measures import Measures
+from fairserve_operator.handlers.webhook import Logged, Pools, Webhook
 from fairserve_operator.options import OwnCertificate, webhook_options
 
 OWN = {"--webhook-service": "w", "--webhook-secret": "s", "--webhook-configuration": "c"}
@@ -143,3 +146,61 @@ async def test_few_are_asked_for_at_a_time_and_nobody_waits_long(monkeypatch):
     assert len(source.asked) == 2
     source.held.set()
     assert await pools.find("shop", "llm") == Pool(None)
+
+
+def a_webhook(source: FakeSource) -> Webhook:
+    options = webhook_options("a:1", given(webhook_certificate_dir=Path("/tls")))
+    return Webhook(source, "fairserve-system", (None,), options, Measures())
+
+
+def review(name: str = "p", **spec: Any) -> bytes:
+    """The creation of a Pod of pool `llm`."""
+    labels = {"fairserve.dev/inject": "llm"}
+    container = {"name": "vllm", "image": "vllm/vllm-openai"}
+    pod = {"metadata": {"name": name, "labels": labels}, "spec": {"containers": [container], **spec}}
+    kind = {"group": "", "version": "v1", "kind": "Pod"}
+    asked = {"uid": "u", "kind": kind, "operation": "CREATE", "namespace": "shop", "object": pod}
+    return json.dumps(
+        {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}
+    ).encode()
+
+
+async def test_the_loop_goes_on_while_a_large_pod_is_answered():
+    """Its other tasks renew the Lease."""
+    volumes = [{"name": "a"}] * 40_000
+    replying = asyncio.ensure_future(a_webhook(FakeSource(with_port(9001))).reply(review(volumes=volumes)))
+    turns = 0
+    while not replying.done():
+        turns += 1
+        await asyncio.sleep(0.001)
+    assert (await replying)[0] is Outcome.INJECTED
+    assert turns > 10, "in the loop itself it takes three or four"
+
+
+async def test_what_is_nested_deeper_than_any_pod_is_bad():
+    nested: list[Any] = []
+    for _ in range(800):
+        nested = [nested]
+    outcome, response = await a_webhook(FakeSource(with_port(9001))).reply(review(x=nested))
+    assert (outcome, response.status) == (Outcome.BAD, 400)
+
+
+async def test_warnings_are_logged_once_for_all_pods_that_have_them(caplog):
+    """A ReplicaSet's controller, to which they are answered, shows them to nobody."""
+    caplog.set_level(logging.WARNING)
+    called = a_webhook(FakeSource())
+    for name in ("p", "p", "q\n\ud800" * 5000):
+        assert (await called.reply(review(name)))[0] is Outcome.INJECTED
+    one, other = [each.getMessage() for each in caplog.records]
+    assert one.startswith(
+        "Pod shop/p: metadata.labels[fairserve.dev/inject]: there is no ServingPool shop/llm"
+    )
+    assert other.startswith("Pod shop/q??q")
+    assert len(other) == 1000
+
+
+def test_a_warning_is_logged_again_some_time_and_a_flood_is_not():
+    logged = Logged()
+    assert [logged.is_due("a", now) for now in (0, 1, 599, 600, 601)] == [True, False, False, True, False]
+    assert sum(logged.is_due(f"flood {n}", 602) for n in range(1000)) == 99
+    assert logged.is_due("later", 1202)

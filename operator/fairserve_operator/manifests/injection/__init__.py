@@ -43,6 +43,7 @@ from fairserve_operator.manifests.injection.refusal import Refused, RefusedError
 __all__ = [
     "INJECT_LABEL",
     "RECORD_ANNOTATION",
+    "SIDECAR_NAME",
     "Injected",
     "Refused",
     "Settings",
@@ -53,6 +54,7 @@ __all__ = [
 
 INJECT_LABEL = "fairserve.dev/inject"
 RECORD_ANNOTATION = "fairserve.dev/injected"
+SIDECAR_NAME = NAME
 _PREFIX = "fairserve.dev/"
 _ANNOTATIONS = (CONTAINER_ANNOTATION, PORT_ANNOTATION, ENGINE_PORT_ANNOTATION, RECORD_ANNOTATION)
 _OUR_VOLUMES = (BOOT_VOLUME, STATE_VOLUME)

@@ -16,8 +16,9 @@ from fairserve_operator.manifests.injection.reading import Container, Template
 from fairserve_operator.manifests.injection.refusal import RefusedError
 from fairserve_operator.manifests.injection.shell import (
     UnreadableError,
-    last_command,
+    may_set,
     mentions_vllm,
+    read_commands,
     script_at,
 )
 
@@ -32,6 +33,8 @@ _DEFAULT_PORT = 8000
 #: Ports below this are no outgoing connection's (`net.ipv4.ip_local_port_range`).
 _FIRST_EPHEMERAL = 32768
 _DISTANCE = 10_000
+#: Of a container's command and arguments, in characters: what is read takes a tenth of a second at most.
+_LONGEST_COMMAND = 64 * 1024
 #: Behind these a shell's variable is one value, as it is where the model stands, which is first.
 _ONE_WORD = frozenset(("", "--model", "--served-model-name", "--tensor-parallel-size", "--max-model-len"))
 #: Images that start vLLM's server by themselves, by the last part of their name.
@@ -43,6 +46,9 @@ _IMPOSSIBLE: Mapping[str, str] = {
     "--uds": "vLLM serves on a Unix socket, the sidecar speaks to a port: take the flag out",
     "--ssl-keyfile": "vLLM serves HTTPS, the sidecar speaks HTTP on both sides: end TLS before the Pod",
     "--ssl-certfile": "vLLM serves HTTPS, the sidecar speaks HTTP on both sides: end TLS before the Pod",
+    "--grpc": "vLLM serves gRPC on its port in place of HTTP, which the sidecar speaks: take the flag out",
+    "--grpc-port": "callers of vLLM's gRPC services would not find them on the loopback, and the sidecar "
+    "speaks HTTP: take the flag out",
     "--headless": "this vLLM serves no API, so there is nothing to stand in front of: take the label off",
     "--data-parallel-multi-port-external-lb": "this vLLM serves on several ports, a sidecar stands in front "
     "of one",
@@ -57,6 +63,7 @@ class CommandLine:
     field: str  #: where they are, for messages
     python: str  #: an interpreter that the container has
     script: tuple[str, int] | None = None  #: of `sh -c`: in `command` or `args`, and where in it
+    earlier: tuple[tuple[str, ...], ...] = ()  #: the script's commands before it
     first: int = 0  #: where in `command` + `args` the arguments begin
 
     def value(self, flag: str) -> str | None:
@@ -156,6 +163,11 @@ def read_engine(template: Template, index: int, taken: frozenset[int]) -> Engine
 def read_command(container: Container, field: str) -> CommandLine:
     """How the container starts vLLM. Raises RefusedError if its arguments can't be told."""
     argv = [*container.command, *container.args]
+    if sum(len(word) + 1 for word in argv) > _LONGEST_COMMAND:
+        raise RefusedError(
+            field,
+            f"command and args are longer than {_LONGEST_COMMAND} characters, which nobody reads: {_BY_HAND}",
+        )
     if not container.command:
         return CommandLine(tuple(container.args), f"{field}.args", "python3")
     script = script_at(argv)
@@ -213,6 +225,7 @@ _BY_HAND = (
     f"bind vLLM to a port of 127.0.0.1 there, name that port with the annotation {ENGINE_PORT_ANNOTATION}, "
     f"and the one that clients use with {PORT_ANNOTATION}"
 )
+_SAY_PORT = f"name the port that clients use with the annotation {PORT_ANNOTATION}"
 
 
 def _read_script(container: Container, argv: Sequence[str], at: int, field: str) -> CommandLine:
@@ -220,7 +233,7 @@ def _read_script(container: Container, argv: Sequence[str], at: int, field: str)
     where, index = ("command", at) if in_command else ("args", at - len(container.command))
     place = f"{field}.{where}[{index}]"
     try:
-        words = last_command(argv[at])
+        *earlier, words = read_commands(argv[at])
     except UnreadableError as error:
         raise RefusedError(
             place, f"arguments can't be added to this script, because {error}: {_BY_HAND}"
@@ -231,7 +244,9 @@ def _read_script(container: Container, argv: Sequence[str], at: int, field: str)
             place, f"arguments can't be added to this script, because its end doesn't start vLLM: {_BY_HAND}"
         )
     first, python = launch
-    return CommandLine(tuple(words[first:]), place, python, script=(where, index))
+    return CommandLine(
+        tuple(words[first:]), place, python, script=(where, index), earlier=tuple(map(tuple, earlier))
+    )
 
 
 def _launch(words: Sequence[str]) -> tuple[int, str] | None:
@@ -239,7 +254,7 @@ def _launch(words: Sequence[str]) -> tuple[int, str] | None:
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
         before = words[index - 1] if index else ""
-        if PurePosixPath(word).name == "vllm" and following == "serve":
+        if following == "serve" and word.rpartition("/")[2] == "vllm":
             return index + 2, "python3"
         if word == "-m" and re.fullmatch(r"vllm\.entrypoints\.[\w.]*api_server", following):
             return index + 2, before if _is_python(before) else "python3"
@@ -284,23 +299,25 @@ def _served_port(container: Container, line: CommandLine, stated: int | None) ->
         if line.hides_flags and stated is None:
             raise RefusedError(
                 line.field,
-                "no --port is to be seen, but a variable or --config may hold one: name the port that "
-                f"clients use with the annotation {PORT_ANNOTATION}",
+                f"no --port is to be seen, but a variable or --config may hold one: {_SAY_PORT}",
             )
         return _DEFAULT_PORT if stated is None else stated
-    port = _number(container, text, line.field)
+    variable = _EXPANSION.fullmatch(text) or re.fullmatch(r"\$\{?(\w+)\}?", text)
+    changed = variable is not None and may_set(line.earlier, variable[1])
+    port = None if changed else _port(container.literal(variable[1]) if variable else text)
+    if port is None and "$" in text:
+        if stated is not None:
+            return stated
+        why = (
+            "an earlier command of this script may change it"
+            if changed
+            else "it is no number from 1 to 65535 that is written in this container"
+        )
+        raise RefusedError(line.field, f"--port: what {text!r} is can't be told, because {why}: {_SAY_PORT}")
+    if port is None:
+        raise RefusedError(line.field, f"--port: {text!r} is no number from 1 to 65535")
     if stated not in (None, port):
         raise RefusedError(f"metadata.annotations[{PORT_ANNOTATION}]", f"is {stated}, but --port is {port}")
-    return port
-
-
-def _number(container: Container, text: str, field: str) -> int:
-    variable = _EXPANSION.fullmatch(text) or re.fullmatch(r"\$\{?(\w+)\}?", text)
-    port = _port(container.literal(variable[1]) if variable else text)
-    if port is None:
-        raise RefusedError(
-            field, f"--port: {text!r} is no number from 1 to 65535 that is written in this container"
-        )
     return port
 
 
