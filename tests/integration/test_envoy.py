@@ -207,7 +207,7 @@ async def test_call_that_meets_a_pod_that_stops_goes_to_another(
         running_sidecar(folders[0], engine, config, listen=pods[stopping]) as one,
         running_sidecar(folders[1], engine, config, listen=pods[1 - stopping]) as other,
     ):
-        one.proxy.draining = True
+        one.proxy.draining, one.proxy.turns_away_at = True, 0.0  # late in its drain
         assert {(await ask(gateway, token(), {})).status for _ in range(8)} == {200}
         assert (served(one, "team-a"), served(other, "team-a")) == (None, 8)
 
