@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairserve_operator.crdgen import differing
+
 FOLDER = Path(__file__).parent / "fairserve" / "files" / "dashboards"
 #: Of Grafana 12, which also reads older ones.
 SCHEMA_VERSION = 41
@@ -72,6 +74,21 @@ def _recorded(series: str, labels: str = _POOL) -> str:
     return f"{series}{{{labels}}}"
 
 
+def _stat(
+    title: str,
+    description: str,
+    unit: str,
+    queries: Sequence[tuple[str, str]],
+    *,
+    limits: tuple[float | None, float | None] = (0, None),
+    steps: Sequence[tuple[str, float]] = (),
+) -> Panel:
+    """A number of the first row."""
+    return Panel(
+        title, description, unit, queries, width=4, height=4, kind="stat", limits=limits, steps=steps
+    )
+
+
 _RED_FROM_ONE = (("red", 1.0),)
 _EXPERIENCE = (("red", 0.0), ("orange", 0.95), ("green", 0.99))
 
@@ -79,57 +96,42 @@ PLATFORM = [
     Row(
         "Now",
         [
-            Panel(
+            _stat(
                 "Alerts",
                 "fairserve's alerts that fire, of all pools.",
                 "short",
                 [('sum(ALERTS{alertname=~"Fairserve.*", alertstate="firing"}) or vector(0)', "firing")],
-                width=4,
-                height=4,
-                kind="stat",
                 steps=_RED_FROM_ONE,
             ),
-            Panel(
+            _stat(
                 "Overloaded",
                 "Pools in which a Pod's interaction limits are armed.",
                 "short",
                 [(f"sum({_recorded('namespace_pool:fairserve_oit_armed:max')})", "pools")],
-                width=4,
-                height=4,
-                kind="stat",
                 steps=(("orange", 1.0),),
             ),
-            Panel(
+            _stat(
                 "Waiting calls",
                 "Calls that wait in all sidecars.",
                 "short",
                 [(f"sum({_recorded('namespace_pool:fairserve_queue_requests:sum')})", "calls")],
-                width=4,
-                height=4,
-                kind="stat",
             ),
-            Panel(
+            _stat(
                 "Sidecars behind",
                 "Pods that don't run the newest configuration of their pool.",
                 "short",
                 [(f"sum({_recorded('namespace_pool:fairserve_operator_pods_behind:max')})", "pods")],
-                width=4,
-                height=4,
-                kind="stat",
                 steps=(("orange", 1.0),),
             ),
-            Panel(
+            _stat(
                 "Users served in full",
                 "Of the last whole five minutes: users who lost no call, over all users. The worst pool.",
                 "percentunit",
                 [(f"min({_recorded('namespace_pool:fairserve_serving_experience:ratio')})", "users")],
-                width=4,
-                height=4,
-                kind="stat",
                 limits=(0, 1),
                 steps=_EXPERIENCE,
             ),
-            Panel(
+            _stat(
                 "Operator",
                 "Replicas that act and know all objects. One is right.",
                 "short",
@@ -140,9 +142,6 @@ PLATFORM = [
                         "acting",
                     )
                 ],
-                width=4,
-                height=4,
-                kind="stat",
                 steps=(("red", 0.0), ("green", 1.0), ("red", 2.0)),
             ),
         ],
@@ -461,61 +460,43 @@ TENANT = [
     Row(
         "Now",
         [
-            Panel(
+            _stat(
                 "Share of service",
                 "Of all that the pool gave in a quarter of an hour.",
                 "percentunit",
                 [(_recorded("namespace_pool_tenant:fairserve_service_share:ratio15m", _TENANT), _BY_POOL)],
-                width=4,
-                height=4,
-                kind="stat",
             ),
-            Panel(
+            _stat(
                 "Share due by weight",
                 "Among the tenants that were served. Getting less is no fault where the tenant asks for less.",
                 "percentunit",
                 [(_recorded("namespace_pool_tenant:fairserve_due_share:ratio15m", _TENANT), _BY_POOL)],
-                width=4,
-                height=4,
-                kind="stat",
             ),
-            Panel(
+            _stat(
                 "Weight",
                 "In force in the Pods.",
                 "none",
                 [(_recorded("namespace_pool_tenant:fairserve_weight:max", _TENANT), _BY_POOL)],
-                width=4,
-                height=4,
-                kind="stat",
             ),
-            Panel(
+            _stat(
                 "Waiting calls",
                 "In all Pods of the pool.",
                 "short",
                 [(_recorded("namespace_pool_tenant:fairserve_queue_requests:sum", _TENANT), _BY_POOL)],
-                width=4,
-                height=4,
-                kind="stat",
             ),
-            Panel(
+            _stat(
                 "Users served in full",
                 "Of the last whole five minutes: users who lost no call, over all users.",
                 "percentunit",
                 [(_recorded("namespace_pool_tenant:fairserve_serving_experience:ratio", _TENANT), _BY_POOL)],
-                width=4,
-                height=4,
-                kind="stat",
                 limits=(0, 1),
                 steps=_EXPERIENCE,
             ),
-            Panel(
+            _stat(
                 "Pool overloaded",
                 "1 while interaction limits refuse who is over them, or in Shadow would.",
                 "short",
                 [(_recorded("namespace_pool:fairserve_oit_armed:max"), _BY_POOL)],
-                width=4,
-                height=4,
-                kind="stat",
                 steps=(("orange", 1.0),),
             ),
         ],
@@ -871,16 +852,10 @@ def main() -> int:
         "--check", action="store_true", help="change nothing; exit 1 if a file is out of date"
     )
     check = parser.parse_args().check
-    stale = []
-    for each in DASHBOARDS:
-        path, text = FOLDER / f"{each['uid']}.json", json.dumps(each, indent=2) + "\n"
-        if path.exists() and path.read_text() == text:
-            continue
-        stale.append(path.name)
-        if not check:
-            path.write_text(text)
+    generated = {Path(f"{each['uid']}.json"): json.dumps(each, indent=2) + "\n" for each in DASHBOARDS}
+    stale = differing(FOLDER, generated, write=not check)
     if check and stale:
-        print(f"{', '.join(stale)} out of date: run 'make generate'", file=sys.stderr)
+        print(f"{', '.join(map(str, stale))} out of date: run 'make generate'", file=sys.stderr)
         return 1
     return 0
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from fairserve_operator.crdgen import differing
+
 Schema = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -365,16 +367,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file would change")
     check = parser.parse_args(arguments).check
     generated = files()
-    stale = [
-        path
-        for path, content in generated.items()
-        if not (ROOT / path).exists() or (ROOT / path).read_text() != content
-    ]
+    stale = differing(ROOT, generated, write=not check)
     # A CRD that is gone must go from the chart as well.
     gone = sorted({p.relative_to(ROOT) for p in (ROOT / CHART / "files" / "crds").glob("*")} - {*generated})
-    for path in () if check else stale:
-        (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
-        (ROOT / path).write_text(generated[path])
     for path in () if check else gone:
         (ROOT / path).unlink()
     verb = "is out of date: run 'make generate'" if check else "written"

@@ -279,21 +279,27 @@ def files() -> dict[Path, str]:
     return {**generated, REFERENCE: reference()}
 
 
+def differing(root: Path, generated: Mapping[Path, str], *, write: bool) -> list[Path]:
+    """The files below `root` that aren't as they are generated; with `write` they are from then on."""
+    stale = []
+    for path, content in generated.items():
+        target = root / path
+        if target.exists() and target.read_text() == content:
+            continue
+        stale.append(path)
+        if write:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content)
+    return stale
+
+
 def main(arguments: list[str]) -> int:
     """Write the files, or with --check compare them."""
     parser = argparse.ArgumentParser(prog="python -m fairserve_operator.crdgen", description="Generate CRDs.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file would change")
     parser.add_argument("--root", type=Path, default=Path(), help="root of the repository")
     options = parser.parse_args(arguments)
-    stale = []
-    for path, content in files().items():
-        target = options.root / path
-        if target.exists() and target.read_text() == content:
-            continue
-        stale.append(str(path))
-        if not options.check:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(content)
+    stale = differing(options.root, files(), write=not options.check)
     verb = "differs from its models" if options.check else "written"
     sys.stdout.writelines(f"{path}: {verb}\n" for path in stale)
     return 1 if options.check and stale else 0
